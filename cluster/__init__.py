@@ -1,0 +1,1 @@
+"""The machines: `runtime.py` connects to Ray and says what the cluster has."""

@@ -1,0 +1,99 @@
+"""Connects to Ray, or starts one on this machine, and says what the cluster has."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
+from ray._private.ray_constants import DEFAULT_OBJECT_STORE_MEMORY_PROPORTION
+
+# Read by Ray when it starts, so they are set before `ray.init`. A value the person has set wins.
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    # Tune gives a stopped trial's thread 2 s by default and drops the next trial when it takes longer.
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "600",
+    # result.json and progress.csv: the run folder has its own records.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune prints a box of its own even at verbose=0
+}
+
+
+@dataclass(frozen=True)
+class Node:
+    """One machine of the cluster, as the plan needs it."""
+
+    num_cpus: float
+    num_gpus: float
+    object_store_bytes: int
+
+
+def environment(worker_start_timeout_s: int) -> dict[str, str]:
+    """What every process of a sweep needs in its environment; applied to this one and sent to the others."""
+    wanted = {**ENVIRONMENT, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(worker_start_timeout_s)}
+    chosen = {key: os.environ.get(key, value) for key, value in wanted.items()}
+    os.environ.update(chosen)
+    return chosen
+
+
+def connect(
+    address: str | None,
+    *,
+    num_cpus: int | None = None,
+    object_store_bytes: int | None = None,
+    dashboard: bool = False,
+    env_vars: dict[str, str] | None = None,
+) -> str:
+    """Connect to `address`, to the cluster that this process belongs to, or to a Ray of our own.
+
+    Returns a sentence that says which, and why. Does nothing when this process is connected already.
+    """
+    if ray.is_initialized():
+        return "this process was connected to Ray already"
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address:
+        # A job's runtime environment is set by its submission and must not be repeated here.
+        if not os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
+            common["runtime_env"] = {"env_vars": env_vars or {}}
+        ray.init(address=address, **common)
+        return f"cluster at {address}"
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # our own Ray listens on loopback only
+    ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        object_store_memory=object_store_bytes,
+        include_dashboard=dashboard,
+        _temp_dir=os.environ.get("RAY_TMPDIR") or os.path.join(tempfile.gettempdir(), "ray"),
+        **common,
+    )
+    return "a Ray of our own on this machine (no cluster.address and no RAY_ADDRESS)"
+
+
+def local_node(num_cpus: int | None, object_store_bytes: int | None) -> Node:
+    """This machine as a Ray of our own would see it, without starting one."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Node(
+        num_cpus=num_cpus or os.cpu_count() or 1,
+        num_gpus=NvidiaGPUAcceleratorManager.get_current_node_num_accelerators(),
+        object_store_bytes=object_store_bytes or int(DEFAULT_OBJECT_STORE_MEMORY_PROPORTION * memory),
+    )
+
+
+def nodes() -> list[Node]:
+    """The machines that are alive now."""
+    return [
+        Node(
+            num_cpus=node["Resources"].get("CPU", 0.0),
+            num_gpus=node["Resources"].get("GPU", 0.0),
+            object_store_bytes=int(node["Resources"].get("object_store_memory", 0)),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]

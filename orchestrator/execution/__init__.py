@@ -1,0 +1,1 @@
+"""How a decision becomes a trained trial: plan, trial, run folder, progress."""

@@ -1,0 +1,258 @@
+"""Runs a checked request from shards to leaderboard; the driver's whole life, in order."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+from ray import tune
+from rich.console import Console
+
+from cluster import runtime
+from datasets import pipeline
+from orchestrator.config.experiment import signature
+from orchestrator.config.overrides import RequestError, override_words
+from orchestrator.execution import dataset
+from orchestrator.execution.lease import Lease, LeaseHeldError
+from orchestrator.execution.plan import DRIVER_CPUS, Plan, PlanError, make_plan
+from orchestrator.execution.progress import Board, leaderboard_table, make_console, percent
+from orchestrator.execution.quiet import noise_to
+from orchestrator.execution.request import DONE, INTERRUPTED, NO_TRIAL_SUCCEEDED, Request
+from orchestrator.execution.runfolder import RunFolder
+from orchestrator.execution.trial import TrialContext, run_trial
+from orchestrator.search.study import SweepStudy, TrialRecord
+from orchestrator.search.tune import (
+    Desk,
+    StopWhenAsked,
+    StudyCallback,
+    StudyScheduler,
+    StudySearcher,
+    open_desk,
+)
+from trainables import optim
+from trainables.metrics import chance_level
+
+GIB = 2**30
+
+
+def drive(request: Request, console: Console) -> int:
+    """Train what the request asks for and print what came of it; the exit code.
+
+    Raises:
+        RequestError: the plan does not fit, the data is bad, or another driver holds the run folder.
+    """
+    plan, feeding = connect_and_plan(request, console)
+    prepared = dataset.prepare(request.experiment.data, request.source, request.root / "data")
+    folder = _run_folder(request, prepared)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with _held(folder):
+        folder.write_experiment(request.experiment, data_digest=prepared.digest, classes=request.source.classes)
+        bad = [image for manifest in prepared.manifests for image in manifest.bad_images]
+        folder.write_bad_images(bad)
+        if bad:
+            console.print(f"skipped {len(bad)} unreadable images, listed in {folder.path / 'bad_images.jsonl'}")
+        with noise_to(folder.log) as shown:
+            console = make_console(shown)
+            return _sweep(request, console, folder, plan, _feed(request, prepared, feeding))
+
+
+def connect_and_plan(request: Request, console: Console) -> tuple[Plan, str]:
+    """Connect to Ray and decide where trials run and how they are fed, each choice printed with its reason."""
+    experiment = request.experiment
+    config = experiment.cluster
+    env_vars = runtime.environment(config.worker_start_timeout_s)
+    if not (config.address or os.environ.get("RAY_ADDRESS")):
+        own = runtime.local_node(config.num_cpus, _store_bytes(request))
+        _plan(request, [own])  # refuses before anything is started
+    where = runtime.connect(
+        config.address,
+        num_cpus=config.num_cpus,
+        object_store_bytes=_store_bytes(request),
+        dashboard=config.dashboard,
+        env_vars=env_vars,
+    )
+    nodes = runtime.nodes()
+    plan, feeding, why = _plan(request, nodes)
+    console.print(f"ray: {where}")
+    console.print(f"feeding: {feeding} ({why})")
+    for reason in plan.reasons:
+        console.print(reason)
+    console.print(optim.scaled_lr(experiment.optim, experiment.train, config.workers)[2])
+    return plan, feeding
+
+
+def _plan(request: Request, nodes: list[runtime.Node]) -> tuple[Plan, str, str]:
+    experiment = request.experiment
+    # A node that holds no object store of its own cannot run trials either; the smallest one decides.
+    store = min((node.object_store_bytes for node in nodes if node.object_store_bytes), default=0)
+    feeding, why = pipeline.choose_feeding(experiment.data, request.source.num_images, store)
+    try:
+        plan = make_plan(
+            experiment.cluster,
+            nodes,
+            streaming=feeding == "streaming",
+            num_trials=experiment.sweep.trials,
+            max_concurrent=experiment.sweep.max_concurrent,
+        )
+    except PlanError as error:
+        raise RequestError(str(error)) from error
+    return plan, feeding, why
+
+
+def _feed(request: Request, prepared: dataset.Prepared, feeding: str) -> pipeline.Feed:
+    train, val = (
+        pipeline.open_split(str(folder), manifest)
+        for folder, manifest in zip(prepared.folders, prepared.manifests, strict=True)
+    )
+    size = request.experiment.data.image_size
+    return pipeline.make_resident(train, val, size) if feeding == "resident" else pipeline.Feed(train, val, size)
+
+
+def _run_folder(request: Request, prepared: dataset.Prepared) -> RunFolder:
+    experiment = request.experiment
+    identity = signature(experiment, data_digest=prepared.digest, space_digest=request.space.digest)
+    path = request.root / f"{experiment.name}-{identity}"
+    if request.new:
+        earlier = len(list(request.root.glob(f"{path.name}*")))
+        path = path.with_name(f"{path.name}-{earlier + 1}") if earlier else path
+    return RunFolder(path)
+
+
+@contextlib.contextmanager
+def _held(folder: RunFolder) -> Iterator[None]:
+    """Hold the run folder's lease; another holder makes it a wrong request."""
+    lease = Lease(folder.path)
+    try:
+        lease.acquire()
+    except LeaseHeldError as error:
+        raise RequestError(str(error)) from error
+    try:
+        yield
+    finally:
+        lease.release()
+
+
+def _sweep(request: Request, console: Console, folder: RunFolder, plan: Plan, feed: pipeline.Feed) -> int:
+    experiment = request.experiment
+    study = SweepStudy(folder.journal, experiment, request.space, experiment.sweep.trials)
+    before = study.records()
+    ended = [record for record in before if record.state != "running"]
+    if before:
+        console.print(
+            f"going on in {folder.path}: {len(ended)} trials have ended, "
+            f"{len(study.resumed)} go on from their last checkpoint",
+            soft_wrap=True,
+        )
+    remaining = max(0, experiment.sweep.trials - len(ended))
+    with Board(console, experiment.train.epochs, experiment.sweep.trials, plan.max_concurrent) as board:
+        board.add(ended)
+        desk = Desk(study, plan.max_concurrent, board.start, _on_report(board, folder), _on_end(board, folder, study))
+        if remaining:
+            with _interrupts(desk):
+                _fit(TrialContext(experiment, plan, feed, str(folder.path)), desk, remaining)
+    if desk.broken is not None:
+        raise RuntimeError(f"the study in {folder.journal} could not be read or written") from desk.broken
+    return _finish(request, console, folder, study, feed, interrupted=desk.stop_requested)
+
+
+def _fit(context: TrialContext, desk: Desk, num_trials: int) -> None:
+    plan, name = context.plan, context.run_folder
+    open_desk(name, desk)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(plan.max_concurrent)
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # ours lets a sweep be resumed
+    resources: dict[str, float] = {"cpu": DRIVER_CPUS}
+    if plan.workers == 0:
+        resources = {"cpu": plan.cpus_per_worker, "gpu": plan.gpus_per_worker}
+    tune.Tuner(
+        tune.with_resources(tune.with_parameters(run_trial, context=context), resources),
+        tune_config=tune.TuneConfig(
+            search_alg=StudySearcher(name),
+            scheduler=StudyScheduler(name),
+            num_samples=num_trials,
+            reuse_actors=plan.workers == 0,
+            trial_dirname_creator=lambda trial: f"{trial.config['number']:04d}-{trial.trial_id}",
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=context.run_folder,
+            callbacks=[StudyCallback(name)],
+            stop=StopWhenAsked(name),
+            verbose=0,
+        ),
+    ).fit()
+
+
+def _on_report(board: Board, folder: RunFolder) -> Any:
+    def on_report(number: int, result: dict[str, Any]) -> None:
+        metrics = {key: result[key] for key in METRICS if key in result}
+        folder.append_metrics(number, metrics)
+        board.report(number, metrics)
+
+    return on_report
+
+
+METRICS = (*("epoch", "loss", "lr", "mAP", "num_evaluated", "best_mAP", "best_epoch", "images_per_s", "seconds"),)
+"""Of a result; the rest is Tune's own."""
+
+
+def _on_end(board: Board, folder: RunFolder, study: SweepStudy) -> Any:
+    def on_end(record: TrialRecord) -> None:
+        if record.error:
+            folder.write_error(record.number, record.error)
+        folder.write_leaderboard(study.leaderboard())
+        board.end(record)
+
+    return on_end
+
+
+def _finish(
+    request: Request,
+    console: Console,
+    folder: RunFolder,
+    study: SweepStudy,
+    feed: pipeline.Feed,
+    *,
+    interrupted: bool,
+) -> int:
+    records = study.leaderboard()
+    folder.write_leaderboard(records)
+    succeeded = [record for record in records if record.state in ("complete", "pruned") and record.mAP is not None]
+    console.print(leaderboard_table(records, request.experiment.train.epochs, f"leaderboard of {folder.path.name}"))
+    console.print(f"chance level: {percent(chance_level(feed.val.labels))} % mAP (scores that know nothing)")
+    go_on = shlex.join(["python", "-m", f"orchestrator.{request.command}", *request.words])
+    if succeeded:
+        best = succeeded[0]
+        console.print(f"best: {percent(best.mAP)} % mAP, trial {best.number}", style="bold")
+        console.print(f"  {' '.join(override_words(best.overrides))}", soft_wrap=True, highlight=False)
+    console.print(f"run folder: {folder.path}", soft_wrap=True)
+    if interrupted:
+        console.print(f"interrupted; go on with: {go_on}", soft_wrap=True)
+        return INTERRUPTED
+    console.print(f"more trials: {go_on} --trials {2 * request.experiment.sweep.trials}", soft_wrap=True)
+    return DONE if succeeded else NO_TRIAL_SUCCEEDED
+
+
+@contextlib.contextmanager
+def _interrupts(desk: Desk) -> Iterator[None]:
+    """The first SIGINT or SIGTERM ends the sweep at the next event, resumable; the second one at once."""
+
+    def ask(number: int, frame: Any) -> None:
+        desk.stop_requested = True
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _store_bytes(request: Request) -> int | None:
+    gib = request.experiment.cluster.object_store_gib
+    return None if gib is None else int(gib * GIB)

@@ -1,0 +1,182 @@
+"""From a command line to a request that is known to be right; nothing is started or written before that."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+
+from datasets.schema import DataError
+from orchestrator.config import overrides
+from orchestrator.config.experiment import Experiment, PrunerConfig
+from orchestrator.config.overrides import RequestError
+from orchestrator.execution import dataset
+from orchestrator.execution.dataset import Source
+from orchestrator.execution.progress import make_console
+from search_spaces import space as spaces
+from search_spaces.space import ResolvedSpace, SpaceError
+from trainables.groups import distinct_query_nums
+
+DONE, WRONG_REQUEST, NO_TRIAL_SUCCEEDED, INTERRUPTED = 0, 2, 3, 4
+"""Exit codes."""
+DEFAULT_EXPERIMENT = "digits"
+
+
+@dataclass(frozen=True)
+class Request:
+    """A checked experiment, its data and its space."""
+
+    experiment: Experiment
+    source: Source
+    space: ResolvedSpace
+    command: str
+    """`sweep` or `train`."""
+    words: tuple[str, ...]
+    """The command line as given, to print the command that goes on."""
+    new: bool = False
+
+    @property
+    def root(self) -> Path:
+        """Where run folders live: absolute, since Tune changes the directory of a trial."""
+        return Path(self.experiment.output.root).expanduser().resolve()
+
+
+def parser(command: str, about: str) -> argparse.ArgumentParser:
+    """The arguments that `sweep` and `train` share."""
+    arguments = argparse.ArgumentParser(prog=f"python -m orchestrator.{command}", description=about)
+    arguments.add_argument(
+        "words",
+        nargs="*",
+        metavar="EXPERIMENT | key=value",
+        help=f"an experiment's name or YAML file (default: {DEFAULT_EXPERIMENT}), and override words",
+    )
+    arguments.add_argument(
+        "--dry-run", action="store_true", help="print the resolved tree and what it needs; start nothing"
+    )
+    arguments.add_argument("--plan", action="store_true", help="print what fits on the cluster; train nothing")
+    arguments.add_argument("--new", action="store_true", help="start beside an earlier run instead of going on with it")
+    return arguments
+
+
+def split_words(words: Sequence[str]) -> tuple[str, list[str]]:
+    """The experiment, and the override words.
+
+    Raises:
+        RequestError: more than one experiment is named.
+    """
+    names = [word for word in words if "=" not in word]
+    if len(names) > 1:
+        raise RequestError(
+            f"one experiment at a time, but got {', '.join(names)}. Override words have the form key=value."
+        )
+    return (names or [DEFAULT_EXPERIMENT])[0], [word for word in words if "=" in word]
+
+
+def check(command: str, words: Sequence[str], *, extra: Sequence[str] = (), new: bool = False) -> Request:
+    """Load an experiment and look at everything that it names.
+
+    Raises:
+        RequestError: every mistake found in the words, the file, the data and the space.
+    """
+    name, given = split_words(words)
+    experiment = overrides.load(name, [*given, *extra])
+    problems: list[str] = []
+    try:
+        source = dataset.look(experiment.data)
+    except DataError as error:
+        raise RequestError(str(error)) from error
+    problems += _class_problems(experiment, len(source.classes))
+    if command == "train":
+        pruner = PrunerConfig(name="none")
+        sweep = experiment.sweep.model_copy(update={"trials": 1, "pruner": pruner})
+        experiment, space = experiment.model_copy(update={"sweep": sweep}), ResolvedSpace(())
+    else:
+        space = _space(experiment, len(source.classes), problems)
+    if problems:
+        raise RequestError(*problems)
+    return Request(experiment, source, space, command, (name, *given), new)
+
+
+def act(request: Request, *, dry_run: bool, plan: bool) -> int:
+    """Print the tree, print the plan, or drive the request. Only the last two import Ray and torch."""
+    console = make_console(sys.stdout)
+    if dry_run:
+        print_tree(request, console)
+        return DONE
+    from orchestrator.execution import driver
+
+    if plan:
+        driver.connect_and_plan(request, console)
+        return DONE
+    return driver.drive(request, console)
+
+
+def print_tree(request: Request, console: Console) -> None:
+    """The resolved experiment, and what it needs, by arithmetic alone."""
+    experiment, source = request.experiment, request.source
+    console.print(yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False), end="")
+    decoded = source.num_images * 3 * experiment.data.image_size**2
+    steps = -(-source.num_train // experiment.train.batch_size)
+    for line in (
+        f"data: {source.num_train} train and {source.num_val} val images, {len(source.classes)} classes; "
+        f"decoded {decoded / 2**20:,.0f} MiB",
+        f"search: {experiment.sweep.trials} trials over "
+        + (", ".join(parameter.key for parameter in request.space.parameters) or "nothing"),
+        f"a full trial: {experiment.train.epochs} epochs x {steps} steps",
+        f"this machine: {os.cpu_count()} CPUs",
+        "dry run: nothing was started, nothing was written",
+    ):
+        console.print(f"# {line}", soft_wrap=True)
+
+
+def run(main: Callable[[], int]) -> int:
+    """Run a command; a wrong request is printed, all of it, and becomes exit code 2."""
+    try:
+        return main()
+    except (RequestError, SpaceError) as error:
+        problems: Sequence[str] = error.problems
+    except DataError as error:
+        problems = [str(error)]
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return WRONG_REQUEST
+
+
+def _space(experiment: Experiment, num_classes: int, problems: list[str]) -> ResolvedSpace:
+    try:
+        space = spaces.read(experiment.sweep.space)
+        found = space.problems(num_classes, overrides.keys(), distinct_query_nums)
+        if found:
+            raise SpaceError(*found)
+        resolved = space.resolve(num_classes, distinct_query_nums)
+    except SpaceError as error:
+        problems += error.problems
+        return ResolvedSpace(())
+    for key, value in resolved.ends():
+        try:
+            overrides.with_overrides(experiment, {key: value})
+        except RequestError as error:
+            problems += [f"space {space.name}: {key}={value}: {problem}" for problem in error.problems]
+    return resolved
+
+
+def _class_problems(experiment: Experiment, num_classes: int) -> list[str]:
+    found, model = [], experiment.model
+    if model.num_classes not in (None, num_classes):
+        found.append(
+            f"model.num_classes must be that of the data, but got model.num_classes={model.num_classes} and "
+            f"{num_classes} classes in the data. Leave it out: it is taken from the data."
+        )
+    if model.query_num is not None and model.query_num > num_classes:
+        found.append(
+            f"query_num <= num_classes must hold, but got model.query_num={model.query_num}, "
+            f"num_classes={num_classes}. Lower model.query_num; distinct sizes: "
+            f"{', '.join(map(str, distinct_query_nums(num_classes)))}."
+        )
+    return found

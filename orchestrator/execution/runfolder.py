@@ -1,0 +1,103 @@
+"""Where one sweep lives: the only place that knows its file names. A writer writes beside and renames."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from datasets.schema import BadImage
+from orchestrator.config.experiment import Experiment
+from orchestrator.search.study import TrialRecord
+
+RECORDED_VERSIONS = ("ray", "torch", "timm", "optuna", "pyarrow", "numpy", "simplejpeg")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The layout of `<root>/<experiment>-<signature>/`."""
+
+    path: Path
+
+    @property
+    def journal(self) -> Path:
+        return self.path / "study.journal"
+
+    @property
+    def log(self) -> Path:
+        """Ray's own messages."""
+        return self.path / "ray.log"
+
+    def trial(self, number: int) -> Path:
+        return self.path / "trials" / f"{number:04d}"
+
+    def write_experiment(self, experiment: Experiment, *, data_digest: str, classes: Sequence[str]) -> None:
+        """What was run, with what; rewritten by each driver that goes on."""
+        write_json(
+            self.path / "experiment.json",
+            {
+                "experiment": experiment.model_dump(mode="json"),
+                "classes": list(classes),
+                "data_digest": data_digest,
+                "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
+                "git_commit": git_commit(),
+                "versions": {"python": platform.python_version(), **versions()},
+                "written": datetime.now(UTC).isoformat(timespec="seconds"),
+            },
+        )
+
+    def write_bad_images(self, bad: Sequence[BadImage]) -> None:
+        """What was skipped, and why; one JSON object a line."""
+        write_text(self.path / "bad_images.jsonl", "".join(json.dumps(asdict(image)) + "\n" for image in bad))
+
+    def write_leaderboard(self, records: Sequence[TrialRecord]) -> None:
+        rows = [{k: v for k, v in asdict(record).items() if k != "history"} for record in records]
+        write_json(self.path / "leaderboard.json", rows)
+
+    def append_metrics(self, number: int, metrics: dict[str, Any]) -> None:
+        """One line an epoch in `trials/NNNN/metrics.jsonl`."""
+        folder = self.trial(number)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(metrics) + "\n")
+
+    def write_error(self, number: int, error: str) -> None:
+        self.trial(number).mkdir(parents=True, exist_ok=True)
+        write_text(self.trial(number) / "error.txt", error)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file in one step: a reader sees the old text or the new one."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text)
+    os.replace(beside, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what decides numbers."""
+    return {name: metadata.version(name) for name in RECORDED_VERSIONS}
+
+
+def git_commit() -> str | None:
+    """Commit of the code, with `+changes` when files differ from it; None outside a checkout."""
+    root = Path(__file__).parents[2]
+    try:
+        run = ["git", "-C", str(root)]
+        commit = subprocess.run([*run, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
+        dirty = subprocess.run([*run, "status", "--porcelain"], capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")

@@ -1,0 +1,90 @@
+"""One trial, from an experiment to TorchTrainer.fit; runs in a process of the cluster."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import ray.train
+import ray.tune
+from ray.train.torch import TorchTrainer
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from orchestrator.config.experiment import Experiment
+from orchestrator.config.overrides import with_overrides
+from orchestrator.execution.plan import Plan
+from trainables.worker import Job, train_loop
+
+DRAIN_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class TrialContext:
+    """What all trials of a sweep share."""
+
+    experiment: Experiment
+    plan: Plan
+    feed: Any
+    """datasets.pipeline.Feed"""
+    run_folder: str
+
+
+def trial_folder(run_folder: str, number: int) -> str:
+    """Where a trial keeps its metrics and checkpoints: a function of its number, so a resumed one finds them."""
+    return f"{run_folder}/trials/{number:04d}"
+
+
+def make_job(context: TrialContext, number: int, overrides: dict[str, Any]) -> Job:
+    """The sampled experiment as a worker needs it."""
+    experiment = with_overrides(context.experiment, overrides)
+    num_classes = context.feed.train.labels.shape[1]
+    return Job(
+        model=experiment.model.model_copy(update={"num_classes": num_classes}),
+        loss=experiment.loss,
+        optim=experiment.optim,
+        train=experiment.train,
+        mean=experiment.data.mean,
+        std=experiment.data.std,
+        feed=context.feed,
+        folder=trial_folder(context.run_folder, number),
+        use_gpu=context.plan.use_gpu,
+        num_threads=context.plan.cpus_per_worker,
+    )
+
+
+def run_trial(config: dict[str, Any], *, context: TrialContext) -> None:
+    """Tune's trainable: `config` is what the study suggested."""
+    job, plan = make_job(context, config["number"], config["overrides"]), context.plan
+    if plan.workers == 0:  # Train's local mode: this process is the worker, and reports to Tune itself
+        TorchTrainer(
+            train_loop,
+            train_loop_config={"job": job, "report": ray.tune.report},
+            scaling_config=ray.train.ScalingConfig(num_workers=0, use_gpu=plan.use_gpu),
+        ).fit()
+        return
+    to_tune = TuneReportCallback()
+    resources = {"CPU": plan.cpus_per_worker, **({"GPU": plan.gpus_per_worker} if plan.use_gpu else {})}
+    TorchTrainer(
+        train_loop,
+        train_loop_config={"job": job},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=plan.workers, use_gpu=plan.use_gpu, resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"trial-{config['number']:04d}-{time.time_ns()}",  # our checkpoints resume it, not Train's
+            storage_path=f"{context.run_folder}/train",
+            callbacks=[to_tune],
+        ),
+    ).fit()
+    _drain(to_tune)
+
+
+def _drain(callback: TuneReportCallback) -> None:
+    """Wait until Tune has taken the last report.
+
+    A trial function that returns while one is still on its way makes its own main thread wait for itself.
+    """
+    deadline = time.monotonic() + DRAIN_TIMEOUT_S
+    while not callback._training_actor_item_queue.empty() and time.monotonic() < deadline:
+        time.sleep(0.05)

@@ -1,0 +1,1 @@
+"""Optuna decides: the study, the pruner, and their thin adapters to Tune."""

@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datasets import order
+
+GROUPS = st.lists(st.integers(1, 40), min_size=1, max_size=12)
+
+
+@given(GROUPS, st.integers(0, 99), st.integers(0, 99), st.integers(1, 64))
+def test_every_epoch_is_a_permutation(group_rows: list[int], seed: int, epoch: int, window: int) -> None:
+    rows = order.epoch_order(group_rows, seed=seed, epoch=epoch, window=window)
+    assert sorted(rows) == list(range(sum(group_rows)))
+
+
+@settings(deadline=None)
+@given(GROUPS, st.integers(1, 16), st.integers(1, 5))
+def test_the_workers_together_see_each_global_batch(group_rows: list[int], batch_size: int, world_size: int) -> None:
+    rows = order.epoch_order(group_rows, seed=1, epoch=2)
+    alone = order.batches(rows, batch_size)
+    if min(map(len, alone)) < world_size:
+        with pytest.raises(ValueError, match="every worker needs an image"):
+            order.batches(rows, batch_size, world_size=world_size)
+        return
+    shares = [order.batches(rows, batch_size, rank=rank, world_size=world_size) for rank in range(world_size)]
+    assert len(alone) == order.num_batches(len(rows), batch_size)
+    for number, batch in enumerate(alone):
+        assert np.array_equal(np.concatenate([share[number] for share in shares]), batch)
+
+
+@given(st.integers(1, 3000), st.integers(1, 300))
+def test_batches_differ_by_at_most_one_row(num_rows: int, batch_size: int) -> None:
+    sizes = {len(batch) for batch in order.batches(np.arange(num_rows), batch_size)}
+    assert max(sizes) <= batch_size
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_the_order_changes_with_epoch_and_seed_only() -> None:
+    def run(seed: int, epoch: int) -> np.ndarray:
+        return order.epoch_order([128] * 40, seed=seed, epoch=epoch)
+
+    assert np.array_equal(run(0, 0), run(0, 0))
+    assert not np.array_equal(run(0, 0), run(0, 1))
+    assert not np.array_equal(run(0, 0), run(1, 0))
+
+
+def test_a_large_set_is_read_a_few_row_groups_at_a_time() -> None:
+    groups, window = 200, 1024
+    rows = order.epoch_order([128] * groups, seed=0, epoch=0, window=window)
+    first_batch = rows[:64] // 128
+    assert len(set(first_batch)) <= 6  # the first batch waits for a few groups, not for a whole window
+    # Rows of a group lie within the window of each other, and neighbours come from several groups.
+    positions = np.empty(len(rows), np.int64)
+    positions[rows] = np.arange(len(rows))
+    assert max(np.ptp(positions.reshape(groups, 128), axis=1)) < 2 * window
+    assert np.mean([len(set(batch // 128)) for batch in order.batches(rows, 64)]) > 6
+
+
+def test_a_small_set_is_permuted_as_a_whole() -> None:
+    rows = order.epoch_order([64] * 16, seed=0, epoch=0)
+    assert len(set(rows[:64] // 64)) > 8

@@ -1,0 +1,1 @@
+"""Models, losses, metrics and the training loop in pure PyTorch; only `worker.py` knows Ray."""
