@@ -12,7 +12,7 @@ import ray
 from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
 from ray._private.ray_constants import DEFAULT_OBJECT_STORE_MEMORY_PROPORTION
 
-# Read by Ray when it starts, so they are set before `ray.init`. A value the person has set wins.
+# Read by Ray when it starts, so they are set before `ray.init`.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -35,11 +35,14 @@ class Node:
 
 
 def environment(worker_start_timeout_s: int) -> dict[str, str]:
-    """What every process of a sweep needs in its environment; applied to this one and sent to the others."""
-    wanted = {**ENVIRONMENT, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(worker_start_timeout_s)}
-    chosen = {key: os.environ.get(key, value) for key, value in wanted.items()}
-    os.environ.update(chosen)
-    return chosen
+    """What the driver and every trial process need in their environment."""
+    return {**ENVIRONMENT, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(worker_start_timeout_s)}
+
+
+def apply_environment(wanted: dict[str, str]) -> None:
+    """Set each variable of this process that is not set; a value that a person has set wins."""
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)
 
 
 def connect(
@@ -48,7 +51,6 @@ def connect(
     num_cpus: int | None = None,
     object_store_bytes: int | None = None,
     dashboard: bool = False,
-    env_vars: dict[str, str] | None = None,
 ) -> str:
     """Connect to `address`, to the cluster that this process belongs to, or to a Ray of our own.
 
@@ -59,9 +61,6 @@ def connect(
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = address or os.environ.get("RAY_ADDRESS")
     if address:
-        # A job's runtime environment is set by its submission and must not be repeated here.
-        if not os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
-            common["runtime_env"] = {"env_vars": env_vars or {}}
         ray.init(address=address, **common)
         return f"cluster at {address}"
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # our own Ray listens on loopback only
@@ -73,7 +72,7 @@ def connect(
         _temp_dir=os.environ.get("RAY_TMPDIR") or os.path.join(tempfile.gettempdir(), "ray"),
         **common,
     )
-    return "a Ray of our own on this machine (no cluster.address and no RAY_ADDRESS)"
+    return "our own, on this machine (no cluster.address and no RAY_ADDRESS)"
 
 
 def local_node(num_cpus: int | None, object_store_bytes: int | None) -> Node:

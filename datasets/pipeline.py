@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -177,11 +177,7 @@ def _decoded(items: list[dict[str, Any]], image_size: int) -> ray.data.Dataset:
     dataset.context.execution_options.preserve_order = True
     dataset.context.enable_progress_bars = False
     return dataset.map_batches(
-        _read_and_decode,
-        batch_size=None,
-        batch_format="numpy",
-        fn_kwargs={"image_size": image_size},
-        num_cpus=1,
+        partial(_read_and_decode, image_size=image_size), batch_size=None, batch_format="numpy", num_cpus=1
     )
 
 

@@ -94,7 +94,8 @@ def fit(
     for epoch in range(counters.epoch, train.epochs):
         started = time.monotonic()
         seed_epoch(train.seed, epoch, world.rank)
-        loss_sum, images, step, lr = 0.0, 0, counters.step, 0.0
+        loss_sum: float | torch.Tensor = 0.0
+        images, step, lr = 0, counters.step, 0.0
         for batch in train_batches(epoch):
             if should_stop():
                 return counters

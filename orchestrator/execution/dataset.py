@@ -72,7 +72,7 @@ def prepare(config: DataConfig, source: Source, cache: Path) -> Prepared:
     else:
         root, splits = _root(config), (config.train_split, config.val_split)
         assert source.records is not None
-        read = list(source.records)
+        read = [list(records) for records in source.records]
     folders, manifests = [], []
     for split, records in zip(splits, read, strict=True):
         annotations = _annotations(root, split)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import signal
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +17,7 @@ from datasets import pipeline
 from orchestrator.config.experiment import signature
 from orchestrator.config.overrides import RequestError, override_words
 from orchestrator.execution import dataset
+from orchestrator.execution.bundle import write_best
 from orchestrator.execution.lease import Lease, LeaseHeldError
 from orchestrator.execution.plan import DRIVER_CPUS, Plan, PlanError, make_plan
 from orchestrator.execution.progress import Board, leaderboard_table, make_console, percent
@@ -37,6 +38,7 @@ from trainables import optim
 from trainables.metrics import chance_level
 
 GIB = 2**30
+SECOND_SIGNAL_AFTER_S = 2.0
 
 
 def drive(request: Request, console: Console) -> int:
@@ -64,7 +66,7 @@ def connect_and_plan(request: Request, console: Console) -> tuple[Plan, str]:
     """Connect to Ray and decide where trials run and how they are fed, each choice printed with its reason."""
     experiment = request.experiment
     config = experiment.cluster
-    env_vars = runtime.environment(config.worker_start_timeout_s)
+    runtime.apply_environment(runtime.environment(config.worker_start_timeout_s))
     if not (config.address or os.environ.get("RAY_ADDRESS")):
         own = runtime.local_node(config.num_cpus, _store_bytes(request))
         _plan(request, [own])  # refuses before anything is started
@@ -73,7 +75,6 @@ def connect_and_plan(request: Request, console: Console) -> tuple[Plan, str]:
         num_cpus=config.num_cpus,
         object_store_bytes=_store_bytes(request),
         dashboard=config.dashboard,
-        env_vars=env_vars,
     )
     nodes = runtime.nodes()
     plan, feeding, why = _plan(request, nodes)
@@ -153,7 +154,8 @@ def _sweep(request: Request, console: Console, folder: RunFolder, plan: Plan, fe
         desk = Desk(study, plan.max_concurrent, board.start, _on_report(board, folder), _on_end(board, folder, study))
         if remaining:
             with _interrupts(desk):
-                _fit(TrialContext(experiment, plan, feed, str(folder.path)), desk, remaining)
+                environment = runtime.environment(experiment.cluster.worker_start_timeout_s)
+                _fit(TrialContext(experiment, plan, feed, str(folder.path), environment), desk, remaining)
     if desk.broken is not None:
         raise RuntimeError(f"the study in {folder.journal} could not be read or written") from desk.broken
     return _finish(request, console, folder, study, feed, interrupted=desk.stop_requested)
@@ -210,40 +212,46 @@ def _on_end(board: Board, folder: RunFolder, study: SweepStudy) -> Any:
 
 
 def _finish(
-    request: Request,
-    console: Console,
-    folder: RunFolder,
-    study: SweepStudy,
-    feed: pipeline.Feed,
-    *,
-    interrupted: bool,
+    request: Request, console: Console, folder: RunFolder, study: SweepStudy, feed: pipeline.Feed, *, interrupted: bool
 ) -> int:
-    records = study.leaderboard()
+    experiment, records = request.experiment, study.leaderboard()
     folder.write_leaderboard(records)
-    succeeded = [record for record in records if record.state in ("complete", "pruned") and record.mAP is not None]
-    console.print(leaderboard_table(records, request.experiment.train.epochs, f"leaderboard of {folder.path.name}"))
-    console.print(f"chance level: {percent(chance_level(feed.val.labels))} % mAP (scores that know nothing)")
-    go_on = shlex.join(["python", "-m", f"orchestrator.{request.command}", *request.words])
-    if succeeded:
-        best = succeeded[0]
+    console.print(leaderboard_table(records, experiment.train.epochs, f"leaderboard of {folder.path.name}"))
+    chance = chance_level(feed.val.labels)
+    console.print(
+        f"chance level: {percent(chance)} % mAP on {len(feed.val.image_ids)} images, for scores that know nothing"
+    )
+    scored = [record for record in records if record.state != "failed" and record.mAP is not None]
+    best = next((record for record in scored if record.state == "complete"), scored[0] if scored else None)
+    if best is not None:
         console.print(f"best: {percent(best.mAP)} % mAP, trial {best.number}", style="bold")
-        console.print(f"  {' '.join(override_words(best.overrides))}", soft_wrap=True, highlight=False)
+        console.print(f"  {' '.join(override_words(best.overrides))}", soft_wrap=True)
+        bundle = write_best(folder, experiment, best, request.source.classes)
+        console.print(f"model: {bundle or 'no checkpoint of it was written'}", soft_wrap=True)
     console.print(f"run folder: {folder.path}", soft_wrap=True)
     if interrupted:
-        console.print(f"interrupted; go on with: {go_on}", soft_wrap=True)
+        console.print(f"interrupted; go on with: {request.again()}", soft_wrap=True)
         return INTERRUPTED
-    console.print(f"more trials: {go_on} --trials {2 * request.experiment.sweep.trials}", soft_wrap=True)
-    return DONE if succeeded else NO_TRIAL_SUCCEEDED
+    folder.remove_scratch()
+    if request.command == "sweep":
+        console.print(f"more trials: {request.again(trials=2 * experiment.sweep.trials)}", soft_wrap=True)
+    return NO_TRIAL_SUCCEEDED if best is None else DONE
 
 
 @contextlib.contextmanager
 def _interrupts(desk: Desk) -> Iterator[None]:
-    """The first SIGINT or SIGTERM ends the sweep at the next event, resumable; the second one at once."""
+    """The first SIGINT or SIGTERM ends the sweep at the next event, resumable; a later one at once.
+
+    Some senders signal a process and then its whole group, so two signals at a time count as one.
+    """
+    first: list[float] = []
 
     def ask(number: int, frame: Any) -> None:
+        first.append(time.monotonic())
         desk.stop_requested = True
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_DFL)
+        if first[-1] - first[0] > SECOND_SIGNAL_AFTER_S:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
     previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,12 @@ class Request:
     words: tuple[str, ...]
     """The command line as given, to print the command that goes on."""
     new: bool = False
+
+    def again(self, trials: int | None = None) -> str:
+        """The command that goes on with this request, or extends it to `trials`."""
+        words = [w for w in self.words if trials is None or not w.startswith("sweep.trials=")]
+        more = [] if trials is None else ["--trials", str(trials)]
+        return shlex.join(["python", "-m", f"orchestrator.{self.command}", *words, *more])
 
     @property
     def root(self) -> Path:
@@ -100,7 +107,7 @@ def check(command: str, words: Sequence[str], *, extra: Sequence[str] = (), new:
         space = _space(experiment, len(source.classes), problems)
     if problems:
         raise RequestError(*problems)
-    return Request(experiment, source, space, command, (name, *given), new)
+    return Request(experiment, source, space, command, (*words, *extra), new)
 
 
 def act(request: Request, *, dry_run: bool, plan: bool) -> int:

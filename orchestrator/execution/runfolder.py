@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ from datasets.schema import BadImage
 from orchestrator.config.experiment import Experiment
 from orchestrator.search.study import TrialRecord
 
+SCRATCH = ("tune", "train")
+"""Ray Tune's and Ray Train's own folders inside a run folder."""
 RECORDED_VERSIONS = ("ray", "torch", "timm", "optuna", "pyarrow", "numpy", "simplejpeg")
 
 
@@ -69,6 +72,11 @@ class RunFolder:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(metrics) + "\n")
+
+    def remove_scratch(self) -> None:
+        """Remove what Ray wrote for itself: the journal and the checkpoints are all that a resume reads."""
+        for name in SCRATCH:
+            shutil.rmtree(self.path / name, ignore_errors=True)
 
     def write_error(self, number: int, error: str) -> None:
         self.trial(number).mkdir(parents=True, exist_ok=True)

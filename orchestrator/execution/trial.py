@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray.train
@@ -11,6 +11,7 @@ import ray.tune
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from cluster.runtime import apply_environment
 from orchestrator.config.experiment import Experiment
 from orchestrator.config.overrides import with_overrides
 from orchestrator.execution.plan import Plan
@@ -28,6 +29,8 @@ class TrialContext:
     feed: Any
     """datasets.pipeline.Feed"""
     run_folder: str
+    environment: dict[str, str] = field(default_factory=dict)
+    """`cluster.runtime.environment`, for the process of the trial: on a cluster it is not the driver's child."""
 
 
 def trial_folder(run_folder: str, number: int) -> str:
@@ -55,6 +58,7 @@ def make_job(context: TrialContext, number: int, overrides: dict[str, Any]) -> J
 
 def run_trial(config: dict[str, Any], *, context: TrialContext) -> None:
     """Tune's trainable: `config` is what the study suggested."""
+    apply_environment(context.environment)
     job, plan = make_job(context, config["number"], config["overrides"]), context.plan
     if plan.workers == 0:  # Train's local mode: this process is the worker, and reports to Tune itself
         TorchTrainer(
@@ -74,7 +78,7 @@ def run_trial(config: dict[str, Any], *, context: TrialContext) -> None:
         run_config=ray.train.RunConfig(
             name=f"trial-{config['number']:04d}-{time.time_ns()}",  # our checkpoints resume it, not Train's
             storage_path=f"{context.run_folder}/train",
-            callbacks=[to_tune],
+            callbacks=[to_tune],  # type: ignore[list-item]  # its signature names another of Ray's bases
         ),
     ).fit()
     _drain(to_tune)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from ray.tune import Callback, Stopper
@@ -61,7 +62,7 @@ class StudySearcher(Searcher):
     def set_search_properties(self, *args: Any, **kwargs: Any) -> bool:
         return True
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> Any:  # a configuration, None for "not now", or FINISHED
         desk = _DESKS[self._desk]
         if desk.stop_requested or desk.broken:
             return Searcher.FINISHED
@@ -77,7 +78,7 @@ class StudySearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """The scheduler and the callback tell the study; Tune's result carries no more."""
 
-    def save_to_dir(self, checkpoint_dir: str, session_str: str) -> None:
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
         """Nothing to save: the state is the study's journal."""
 
     def save(self, checkpoint_path: str) -> None:
@@ -116,7 +117,7 @@ class StudyCallback(Callback):
             if trial.is_finished() and trial.trial_id not in self._closed:
                 self._closed.add(trial.trial_id)
                 desk.running -= 1
-                desk.guard(lambda trial=trial: self._close(desk, trial), None)
+                desk.guard(partial(self._close, desk, trial), None)
 
     def _close(self, desk: Desk, trial: Trial) -> None:
         number = trial.config["number"]

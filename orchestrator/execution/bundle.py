@@ -1,0 +1,48 @@
+"""`best/`: the weights of the best trial and what is needed to use them, without the training code's state."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from orchestrator.config.experiment import Experiment
+from orchestrator.config.overrides import with_overrides
+from orchestrator.execution.runfolder import RunFolder
+from orchestrator.search.study import TrialRecord
+from trainables import checkpoint
+
+
+def write_best(folder: RunFolder, experiment: Experiment, best: TrialRecord, classes: Sequence[str]) -> Path | None:
+    """Replace `best/` by the weights of `best` at its best epoch; None when it left no checkpoint.
+
+    `bundle.json` holds the model's configuration, the class names in label order, the size and normalisation
+    of its images, and the mAP that these weights reached.
+    """
+    snapshot = checkpoint.latest(folder.trial(best.number) / "checkpoints")
+    if snapshot is None:
+        return None
+    trained = with_overrides(experiment, best.overrides)
+    beside, final = folder.path / f".best.{os.getpid()}", folder.path / "best"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir()
+    save_file(snapshot.best, beside / "model.safetensors")
+    content = {
+        "trial": best.number,
+        "epoch": snapshot.counters.best_epoch,
+        "mAP": snapshot.counters.best_map,
+        "overrides": best.overrides,
+        "model": trained.model.model_copy(update={"num_classes": len(classes)}).model_dump(mode="json"),
+        "classes": list(classes),
+        "image_size": trained.data.image_size,
+        "mean": trained.data.mean,
+        "std": trained.data.std,
+    }
+    (beside / "bundle.json").write_text(json.dumps(content, indent=1) + "\n")
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(beside, final)
+    return final
