@@ -30,8 +30,9 @@ lint: $(VENV)/.tested
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-constraints: $(VENV)/.tested ## rewrite constraints.txt from what is installed
-	$(BIN)/python -m pip --disable-pip-version-check freeze --exclude-editable | grep -v "@" > constraints.txt
+constraints: $(VENV)/.tested ## rewrite constraints.txt from what is installed here
+	echo "# Every version, by name; pyproject.toml says what each direct one is for. Rewritten by \`make constraints\`." > $@.txt
+	$(BIN)/python -m pip --disable-pip-version-check freeze --exclude-editable | grep -v "@" >> $@.txt
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -23,7 +23,7 @@ import ray.data
 
 from datasets import order, shards, transforms
 from datasets.config import DataConfig
-from datasets.schema import Manifest
+from datasets.schema import DataError, Manifest
 
 Batch = dict[str, np.ndarray]
 
@@ -176,6 +176,7 @@ def _decoded(items: list[dict[str, Any]], image_size: int) -> ray.data.Dataset:
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     dataset.context.execution_options.preserve_order = True
     dataset.context.enable_progress_bars = False
+    dataset.context.target_max_block_size = None  # a row group stays one block, however large its images are
     return dataset.map_batches(
         partial(_read_and_decode, image_size=image_size), batch_size=None, batch_format="numpy", num_cpus=1
     )
@@ -183,9 +184,16 @@ def _decoded(items: list[dict[str, Any]], image_size: int) -> ray.data.Dataset:
 
 def _read_and_decode(item: dict[str, np.ndarray], image_size: int) -> dict[str, np.ndarray]:
     """One row group: bytes -> uint8 (n, 3, S, S). A failure names the image; shards hold only readable ones."""
-    rows = np.asarray(item["rows"][0])
-    read = shards.read_rows(str(item["folder"][0]), str(item["file"][0]), int(item["row_group"][0]), rows=rows)
+    folder, file, rows = str(item["folder"][0]), str(item["file"][0]), np.asarray(item["rows"][0])
+    read = shards.read_rows(folder, file, int(item["row_group"][0]), rows, columns=("image_id", "image"))
     image = np.empty((len(rows), 3, image_size, image_size), np.uint8)
-    for position, data in enumerate(read["image"]):
-        image[position] = transforms.to_chw(transforms.resize(transforms.decode(data), image_size))
+    for position, (image_id, data) in enumerate(zip(read["image_id"], read["image"], strict=True)):
+        try:
+            pixels = transforms.decode(data)
+        except transforms.BadImageError as error:
+            raise DataError(
+                f"A shard must hold readable images, but image {image_id} in {Path(folder) / file} is not ({error}). "
+                "The file has changed since its manifest was checked: copy or write it again."
+            ) from error
+        image[position] = transforms.to_chw(transforms.resize(pixels, image_size))
     return {"row": rows + int(item["start"][0]), "image": image}
