@@ -192,7 +192,7 @@ def _read_and_decode(item: dict[str, np.ndarray], image_size: int) -> dict[str, 
             pixels = transforms.decode(data)
         except transforms.BadImageError as error:
             raise DataError(
-                f"A shard must hold readable images, but image {image_id} in {Path(folder) / file} is not ({error}). "
+                f"A shard must hold readable images, but image {image_id} in {folder}/{file} is not ({error}). "
                 "The file has changed since its manifest was checked: copy or write it again."
             ) from error
         image[position] = transforms.to_chw(transforms.resize(pixels, image_size))

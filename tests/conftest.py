@@ -6,7 +6,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -47,26 +46,16 @@ def ray_session() -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@dataclass(frozen=True)
-class DigitsShards:
-    """Shards of digit scenes of 32 x 32 pixels, as `data.source=shards data.root=...` reads them."""
-
-    root: Path
-    """Holds `train` and `val`."""
-    num_train: int = 300
-    num_val: int = 101
-    """Neither 2 nor 3 nor 5 divides it."""
-
-
 @pytest.fixture(scope="session")
-def digits_shards(tmp_path_factory: pytest.TempPathFactory) -> DigitsShards:
-    """Five row groups of train, two of val, in shards of two row groups."""
+def digits_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `train` and `val`: shards of 300 and 101 scenes of 32 x 32 pixels.
+
+    Neither 2 nor 3 nor 5 divides 101. Five row groups of train and two of val, two in a shard.
+    """
     folder = tmp_path_factory.mktemp("digits")
-    made = DigitsShards(folder / "shards")
-    scenes = digits.compose(
-        folder / "scenes", train_images=made.num_train, val_images=made.num_val, side=32, seed=0
-    )
+    scenes = digits.compose(folder / "scenes", train_images=300, val_images=101, side=32, seed=0)
     for split in ("train", "val"):
         records, classes = coco.read(scenes / "annotations" / f"instances_{split}.json", scenes / split)
-        shards.write(records, classes, made.root / split, split=split, rows_per_group=64, rows_per_shard=128)
-    return made
+        target = folder / "shards" / split
+        shards.write(records, classes, target, split=split, rows_per_group=64, rows_per_shard=128)
+    return folder / "shards"

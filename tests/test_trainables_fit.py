@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from trainables.checkpoint import Counters, Snapshot
+from trainables.checkpoint import Snapshot
+from trainables.checkpoint_files import Counters
 from trainables.config import OptimConfig, TrainConfig
 from trainables.fit import Device, Diverged, World, fit
 

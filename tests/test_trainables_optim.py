@@ -11,6 +11,7 @@ from torch import nn
 from trainables import optim
 from trainables.classifier import build
 from trainables.config import ModelConfig, OptimConfig, TrainConfig
+from trainables.scaling import scaled_lr
 
 STEPS = 40
 
@@ -145,13 +146,13 @@ def test_a_model_without_biases_gets_one_group() -> None:
 @pytest.mark.parametrize("workers", [0, 1, 4])
 def test_a_global_batch_keeps_the_rate_under_any_number_of_workers(workers: int) -> None:
     config, train = OptimConfig(lr=1e-3), TrainConfig(batch_size=64)
-    assert optim.scaled_lr(config, train, workers)[:2] == (64, 1e-3)
+    assert scaled_lr(config, train, workers)[:2] == (64, 1e-3)
 
 
 @pytest.mark.parametrize(("rule", "lr"), [("linear", 4e-3), ("sqrt", 2e-3), ("none", 1e-3)])
 def test_a_batch_fixed_per_worker_scales_the_rate_by_the_stated_rule(rule: str, lr: float) -> None:
     train = TrainConfig.model_validate({"batch_size": 64, "batch_size_per_worker": 32, "lr_scaling": rule})
-    batch_size, scaled, why = optim.scaled_lr(OptimConfig(lr=1e-3), train, 8)
+    batch_size, scaled, why = scaled_lr(OptimConfig(lr=1e-3), train, 8)
     assert batch_size == 256
     assert scaled == pytest.approx(lr)
     assert "32 x 8 workers = 256" in why
@@ -160,8 +161,8 @@ def test_a_batch_fixed_per_worker_scales_the_rate_by_the_stated_rule(rule: str, 
 
 def test_a_trial_in_its_own_process_counts_as_one_worker() -> None:
     train = TrainConfig(batch_size=64, batch_size_per_worker=32)
-    assert optim.scaled_lr(OptimConfig(lr=1e-3), train, 0)[:2] == optim.scaled_lr(OptimConfig(lr=1e-3), train, 1)[:2]
-    assert optim.scaled_lr(OptimConfig(lr=1e-3), train, 0)[:2] == (32, 5e-4)
+    assert scaled_lr(OptimConfig(lr=1e-3), train, 0)[:2] == scaled_lr(OptimConfig(lr=1e-3), train, 1)[:2]
+    assert scaled_lr(OptimConfig(lr=1e-3), train, 0)[:2] == (32, 5e-4)
 
 
 def test_the_average_forgets_a_random_start_within_a_few_steps() -> None:

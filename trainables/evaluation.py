@@ -27,9 +27,7 @@ class Scored:
 
 
 @torch.inference_mode()
-def score(
-    model: nn.Module, batches: Iterable[Mapping[str, Any]], prepare: Prepare, num_classes: int
-) -> Scored:
+def score(model: nn.Module, batches: Iterable[Mapping[str, Any]], prepare: Prepare, num_classes: int) -> Scored:
     """Run `model` in eval mode over this worker's batches; logits stay float32, on which AP ranks."""
     was_training = model.training
     model.eval()

@@ -20,7 +20,8 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from trainables import optim
-from trainables.checkpoint import Counters, Snapshot, Tensors, flatten_optimizer, restore_optimizer, under, with_prefix
+from trainables.checkpoint import Snapshot, Tensors, flatten_optimizer, restore_optimizer, under, with_prefix
+from trainables.checkpoint_files import Counters
 from trainables.config import OptimConfig, TrainConfig
 
 Batch = Mapping[str, Any]

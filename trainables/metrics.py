@@ -15,13 +15,15 @@ Shape letters: N images, K classes, P points of one precision-recall curve.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-Matrix = NDArray[Any] | torch.Tensor
+if TYPE_CHECKING:  # arrays need no torch, and its import takes seconds
+    import torch
+
+    Matrix = NDArray[Any] | torch.Tensor
 Ties = Literal["grouped", "stable"]
 Empty = Literal["skip", "zero"]
 Kind = Literal["integral", "11point"]
@@ -142,7 +144,9 @@ def _checked_labels(labels: Matrix) -> NDArray[np.bool_]:
 
 
 def _matrix(name: str, values: Matrix) -> NDArray[Any]:
-    if isinstance(values, torch.Tensor):
+    if hasattr(values, "detach"):  # a tensor, so torch has been imported already
+        import torch
+
         values = values.detach().cpu()
         # NumPy has no bfloat16; every bfloat16 is a float32.
         values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()

@@ -20,10 +20,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from trainables import checkpoint, evaluation, fit, metrics, optim
+from trainables import checkpoint, evaluation, fit, metrics
+from trainables.checkpoint_files import Counters
 from trainables.classifier import build
 from trainables.config import LossConfig, ModelConfig, OptimConfig, TrainConfig
 from trainables.losses import build_loss
+from trainables.scaling import scaled_lr
 
 
 class Feed(Protocol):
@@ -66,14 +68,12 @@ def train_loop(config: dict[str, Any]) -> None:
     run(config["job"], config.get("report") or ray.train.report)
 
 
-def run(
-    job: Job, report: Callable[[fit.Metrics], None], should_stop: Callable[[], bool] = lambda: False
-) -> checkpoint.Counters:
+def run(job: Job, report: Callable[[fit.Metrics], None], should_stop: Callable[[], bool] = lambda: False) -> Counters:
     """Train `job` in this process, as one worker of `torch.distributed`'s world when there is one."""
     torch.set_num_threads(job.num_threads)
     world = _world()
     device = _device(job)
-    batch_size, lr, _ = optim.scaled_lr(job.optim, job.train, world.size)
+    batch_size, lr, _ = scaled_lr(job.optim, job.train, world.size)
     torch.manual_seed(job.train.seed)  # the same start on every rank
     model = build(job.model, image_size=job.feed.image_size).to(device.device)
     if _channels_last(job):

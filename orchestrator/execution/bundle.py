@@ -8,13 +8,11 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors.torch import save_file
-
 from orchestrator.config.experiment import Experiment
 from orchestrator.config.overrides import with_overrides
 from orchestrator.execution.runfolder import RunFolder
 from orchestrator.search.study import TrialRecord
-from trainables import checkpoint
+from trainables import checkpoint_files
 
 
 def write_best(folder: RunFolder, experiment: Experiment, best: TrialRecord, classes: Sequence[str]) -> Path | None:
@@ -23,18 +21,19 @@ def write_best(folder: RunFolder, experiment: Experiment, best: TrialRecord, cla
     `bundle.json` holds the model's configuration, the class names in label order, the size and normalisation
     of its images, and the mAP that these weights reached.
     """
-    snapshot = checkpoint.latest(folder.trial(best.number) / "checkpoints")
-    if snapshot is None:
+    found = checkpoint_files.latest(folder.trial(best.number) / "checkpoints")
+    if found is None:
         return None
+    checkpoint, counters = found
     trained = with_overrides(experiment, best.overrides)
     beside, final = folder.path / f".best.{os.getpid()}", folder.path / "best"
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir()
-    save_file(snapshot.best, beside / "model.safetensors")
+    shutil.copyfile(checkpoint / checkpoint_files.BEST, beside / "model.safetensors")
     content = {
         "trial": best.number,
-        "epoch": snapshot.counters.best_epoch,
-        "mAP": snapshot.counters.best_map,
+        "epoch": counters.best_epoch,
+        "mAP": counters.best_map,
         "overrides": best.overrides,
         "model": trained.model.model_copy(update={"num_classes": len(classes)}).model_dump(mode="json"),
         "classes": list(classes),

@@ -34,8 +34,8 @@ from orchestrator.search.tune import (
     StudySearcher,
     open_desk,
 )
-from trainables import optim
 from trainables.metrics import chance_level
+from trainables.scaling import scaled_lr
 
 GIB = 2**30
 SECOND_SIGNAL_AFTER_S = 2.0
@@ -82,7 +82,7 @@ def connect_and_plan(request: Request, console: Console) -> tuple[Plan, str]:
     console.print(f"feeding: {feeding} ({why})")
     for reason in plan.reasons:
         console.print(reason)
-    console.print(optim.scaled_lr(experiment.optim, experiment.train, config.workers)[2])
+    console.print(scaled_lr(experiment.optim, experiment.train, config.workers)[2])
     return plan, feeding
 
 

@@ -1,21 +1,26 @@
-"""One trial, from an experiment to TorchTrainer.fit; runs in a process of the cluster."""
+"""One trial, from an experiment to TorchTrainer.fit; runs in a process of the cluster.
+
+The driver imports this module to send it, so what needs torch is imported where a trial runs: that saves the
+driver seconds before Ray starts.
+"""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray.train
 import ray.tune
-from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from cluster.runtime import apply_environment
 from orchestrator.config.experiment import Experiment
 from orchestrator.config.overrides import with_overrides
 from orchestrator.execution.plan import Plan
-from trainables.worker import Job, train_loop
+
+if TYPE_CHECKING:
+    from trainables.worker import Job
 
 DRAIN_TIMEOUT_S = 60.0
 
@@ -40,6 +45,8 @@ def trial_folder(run_folder: str, number: int) -> str:
 
 def make_job(context: TrialContext, number: int, overrides: dict[str, Any]) -> Job:
     """The sampled experiment as a worker needs it."""
+    from trainables.worker import Job
+
     experiment = with_overrides(context.experiment, overrides)
     num_classes = context.feed.train.labels.shape[1]
     return Job(
@@ -59,6 +66,10 @@ def make_job(context: TrialContext, number: int, overrides: dict[str, Any]) -> J
 def run_trial(config: dict[str, Any], *, context: TrialContext) -> None:
     """Tune's trainable: `config` is what the study suggested."""
     apply_environment(context.environment)
+    from ray.train.torch import TorchTrainer
+
+    from trainables.worker import train_loop
+
     job, plan = make_job(context, config["number"], config["overrides"]), context.plan
     if plan.workers == 0:  # Train's local mode: this process is the worker, and reports to Tune itself
         TorchTrainer(
