@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
     arguments.add_argument(
         "--trials", type=int, metavar="N", help="the same as sweep.trials=N; extends a finished sweep"
     )
-    parsed = arguments.parse_args(argv)
+    parsed = arguments.parse_intermixed_args(argv)
     extra = [f"sweep.trials={parsed.trials}"] if parsed.trials is not None else []
     checked = request.check("sweep", parsed.words, extra=extra, new=parsed.new)
     return request.act(checked, dry_run=parsed.dry_run, plan=parsed.plan)

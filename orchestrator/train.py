@@ -13,7 +13,7 @@ from orchestrator.execution import request
 
 def main(argv: Sequence[str]) -> int:
     """Exit code: 0 done, 2 wrong request, 3 the trial failed, 4 interrupted."""
-    parsed = request.parser("train", __doc__.splitlines()[0]).parse_args(argv)
+    parsed = request.parser("train", __doc__.splitlines()[0]).parse_intermixed_args(argv)
     checked = request.check("train", parsed.words, new=parsed.new)
     return request.act(checked, dry_run=parsed.dry_run, plan=parsed.plan)
 

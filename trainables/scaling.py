@@ -1,4 +1,4 @@
-"""How the batch and the learning rate follow the number of workers; free of torch."""
+"""What follows from where a trial runs: batch, learning rate, precision; free of torch."""
 
 from __future__ import annotations
 
@@ -24,3 +24,8 @@ def scaled_lr(optim: OptimConfig, train: TrainConfig, workers: int) -> tuple[int
         f"global batch {train.batch_size_per_worker} x {max(1, workers)} workers = {batch_size}; "
         f"lr {optim.lr:g} -> {lr:g} ({train.lr_scaling} rule against batch {train.batch_size})",
     )
+
+
+def uses_bf16(train: TrainConfig, *, use_gpu: bool) -> bool:
+    """Whether the forward pass runs in bfloat16 autocast: where asked for, and by default on GPUs."""
+    return train.precision == "bf16" or (train.precision == "auto" and use_gpu)

@@ -25,7 +25,7 @@ from trainables.checkpoint_files import Counters
 from trainables.classifier import build
 from trainables.config import LossConfig, ModelConfig, OptimConfig, TrainConfig
 from trainables.losses import build_loss
-from trainables.scaling import scaled_lr
+from trainables.scaling import scaled_lr, uses_bf16
 
 
 class Feed(Protocol):
@@ -153,7 +153,7 @@ def _device(job: Job) -> fit.Device:
         moved = torch.from_numpy(image).to(device, non_blocking=True)
         return ((moved - mean) * inverse_std).contiguous(memory_format=layout)
 
-    bf16 = job.train.precision == "bf16" or (job.train.precision == "auto" and device.type == "cuda")
+    bf16 = uses_bf16(job.train, use_gpu=job.use_gpu)
     autocast = (lambda: torch.autocast(device.type, torch.bfloat16)) if bf16 else nullcontext
     return fit.Device(device, prepare, autocast)
 

@@ -19,7 +19,8 @@ from orchestrator.config.overrides import RequestError, override_words
 from orchestrator.execution import dataset
 from orchestrator.execution.bundle import write_best
 from orchestrator.execution.lease import Lease, LeaseHeldError
-from orchestrator.execution.plan import DRIVER_CPUS, Plan, PlanError, make_plan
+from orchestrator.execution.placement import connect_and_plan
+from orchestrator.execution.plan import DRIVER_CPUS, Plan
 from orchestrator.execution.progress import Board, leaderboard_table, make_console, percent
 from orchestrator.execution.quiet import noise_to
 from orchestrator.execution.request import DONE, INTERRUPTED, NO_TRIAL_SUCCEEDED, Request
@@ -35,9 +36,7 @@ from orchestrator.search.tune import (
     open_desk,
 )
 from trainables.metrics import chance_level
-from trainables.scaling import scaled_lr
 
-GIB = 2**30
 SECOND_SIGNAL_AFTER_S = 2.0
 
 
@@ -60,48 +59,6 @@ def drive(request: Request, console: Console) -> int:
         with noise_to(folder.log) as shown:
             console = make_console(shown)
             return _sweep(request, console, folder, plan, _feed(request, prepared, feeding))
-
-
-def connect_and_plan(request: Request, console: Console) -> tuple[Plan, str]:
-    """Connect to Ray and decide where trials run and how they are fed, each choice printed with its reason."""
-    experiment = request.experiment
-    config = experiment.cluster
-    runtime.apply_environment(runtime.environment(config.worker_start_timeout_s))
-    if not (config.address or os.environ.get("RAY_ADDRESS")):
-        own = runtime.local_node(config.num_cpus, _store_bytes(request))
-        _plan(request, [own])  # refuses before anything is started
-    where = runtime.connect(
-        config.address,
-        num_cpus=config.num_cpus,
-        object_store_bytes=_store_bytes(request),
-        dashboard=config.dashboard,
-    )
-    nodes = runtime.nodes()
-    plan, feeding, why = _plan(request, nodes)
-    console.print(f"ray: {where}")
-    console.print(f"feeding: {feeding} ({why})")
-    for reason in plan.reasons:
-        console.print(reason)
-    console.print(scaled_lr(experiment.optim, experiment.train, config.workers)[2])
-    return plan, feeding
-
-
-def _plan(request: Request, nodes: list[runtime.Node]) -> tuple[Plan, str, str]:
-    experiment = request.experiment
-    # A node that holds no object store of its own cannot run trials either; the smallest one decides.
-    store = min((node.object_store_bytes for node in nodes if node.object_store_bytes), default=0)
-    feeding, why = pipeline.choose_feeding(experiment.data, request.source.num_images, store)
-    try:
-        plan = make_plan(
-            experiment.cluster,
-            nodes,
-            streaming=feeding == "streaming",
-            num_trials=experiment.sweep.trials,
-            max_concurrent=experiment.sweep.max_concurrent,
-        )
-    except PlanError as error:
-        raise RequestError(str(error)) from error
-    return plan, feeding, why
 
 
 def _feed(request: Request, prepared: dataset.Prepared, feeding: str) -> pipeline.Feed:
@@ -259,8 +216,3 @@ def _interrupts(desk: Desk) -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _store_bytes(request: Request) -> int | None:
-    gib = request.experiment.cluster.object_store_gib
-    return None if gib is None else int(gib * GIB)

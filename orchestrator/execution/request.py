@@ -23,6 +23,7 @@ from orchestrator.execution.progress import make_console
 from search_spaces import space as spaces
 from search_spaces.space import ResolvedSpace, SpaceError
 from trainables.groups import distinct_query_nums
+from trainables.scaling import scaled_lr
 
 DONE, WRONG_REQUEST, NO_TRIAL_SUCCEEDED, INTERRUPTED = 0, 2, 3, 4
 """Exit codes."""
@@ -94,18 +95,22 @@ def check(command: str, words: Sequence[str], *, extra: Sequence[str] = (), new:
     name, given = split_words(words)
     experiment = overrides.load(name, [*given, *extra])
     problems: list[str] = []
+    source: Source | None = None
     try:
         source = dataset.look(experiment.data)
     except DataError as error:
-        raise RequestError(str(error)) from error
-    problems += _class_problems(experiment, len(source.classes))
+        problems.append(str(error))
+    num_classes = len(source.classes) if source else None
+    problems += _class_problems(experiment, num_classes)
+    if source is not None:
+        problems += _batch_problems(experiment, source.num_train)
     if command == "train":
         pruner = PrunerConfig(name="none")
         sweep = experiment.sweep.model_copy(update={"trials": 1, "pruner": pruner})
         experiment, space = experiment.model_copy(update={"sweep": sweep}), ResolvedSpace(())
     else:
-        space = _space(experiment, len(source.classes), problems)
-    if problems:
+        space = _space(experiment, num_classes, problems)
+    if problems or source is None:
         raise RequestError(*problems)
     return Request(experiment, source, space, command, (*words, *extra), new)
 
@@ -116,10 +121,10 @@ def act(request: Request, *, dry_run: bool, plan: bool) -> int:
     if dry_run:
         print_tree(request, console)
         return DONE
-    from orchestrator.execution import driver
+    from orchestrator.execution import driver, placement
 
     if plan:
-        driver.connect_and_plan(request, console)
+        placement.connect_and_plan(request, console)
         return DONE
     return driver.drive(request, console)
 
@@ -155,26 +160,43 @@ def run(main: Callable[[], int]) -> int:
     return WRONG_REQUEST
 
 
-def _space(experiment: Experiment, num_classes: int, problems: list[str]) -> ResolvedSpace:
+def _space(experiment: Experiment, num_classes: int | None, problems: list[str]) -> ResolvedSpace:
+    """The space of a sweep; empty when it has problems, or when the data does not say how many classes there are."""
     try:
         space = spaces.read(experiment.sweep.space)
-        found = space.problems(num_classes, overrides.keys(), distinct_query_nums)
-        if found:
-            raise SpaceError(*found)
-        resolved = space.resolve(num_classes, distinct_query_nums)
     except SpaceError as error:
         problems += error.problems
         return ResolvedSpace(())
-    for key, value in resolved.ends():
+    keys = overrides.keys()
+    found = space.problems(num_classes, keys, distinct_query_nums)
+    known = ResolvedSpace(tuple(item for item in space.parameters if item.key in keys))
+    for key, value in known.ends():
         try:
             overrides.with_overrides(experiment, {key: value})
         except RequestError as error:
-            problems += [f"space {space.name}: {key}={value}: {problem}" for problem in error.problems]
-    return resolved
+            found += [f"space {space.name}: {key}={value}: {problem}" for problem in error.problems]
+    problems += found
+    return ResolvedSpace(()) if found or num_classes is None else space.resolve(num_classes, distinct_query_nums)
 
 
-def _class_problems(experiment: Experiment, num_classes: int) -> list[str]:
-    found, model = [], experiment.model
+def _batch_problems(experiment: Experiment, num_train: int) -> list[str]:
+    """An epoch's rows are dealt evenly to its batches; each worker needs at least one row of each."""
+    workers = max(1, experiment.cluster.workers)
+    batch_size = scaled_lr(experiment.optim, experiment.train, workers)[0]
+    smallest = num_train // -(-num_train // batch_size) if num_train else 0
+    if smallest >= workers:
+        return []
+    return [
+        f"every worker needs an image of every batch, but the smallest of {num_train} images in batches of at most "
+        f"{batch_size} has {smallest}, and cluster.workers={workers}. Lower cluster.workers or raise train.batch_size."
+    ]
+
+
+def _class_problems(experiment: Experiment, num_classes: int | None) -> list[str]:
+    found: list[str] = []
+    model = experiment.model
+    if num_classes is None:
+        return found
     if model.num_classes not in (None, num_classes):
         found.append(
             f"model.num_classes must be that of the data, but got model.num_classes={model.num_classes} and "
