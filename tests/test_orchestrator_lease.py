@@ -60,6 +60,17 @@ def test_a_lease_of_another_machine_is_believed_until_it_expires(tmp_path: Path)
         pass
 
 
+def test_a_driver_that_lost_its_lease_is_told_and_leaves_the_new_one_alone(tmp_path: Path) -> None:
+    lost: list[str] = []
+    lease = Lease(tmp_path, ttl_s=0.4)
+    lease.on_lost = lambda: lost.append("told")
+    with lease:
+        (tmp_path / "lease.json").write_text(json.dumps({"owner": "another", "expires": time.time() + 60}))
+        time.sleep(0.3)
+    assert lost == ["told"]
+    assert json.loads((tmp_path / "lease.json").read_text())["owner"] == "another"
+
+
 def test_a_lease_is_renewed_while_it_is_held(tmp_path: Path) -> None:
     with Lease(tmp_path, ttl_s=0.4):
         time.sleep(0.8)

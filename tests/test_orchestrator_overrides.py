@@ -76,7 +76,7 @@ def test_a_yaml_file_is_read_by_the_same_rules(tmp_path: Path) -> None:
 
 
 def test_precedence_is_file_then_words_then_sampled() -> None:
-    assert load("digits").optim.lr == 2e-3
+    assert load("digits").optim.lr == 7e-3
     assert load("digits", ["optim.lr=1e-3"]).optim.lr == 1e-3
     assert load("digits", ["optim.lr=1e-3"], {"optim.lr": 5e-4}).optim.lr == 5e-4
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from datasets import coco, digits, shards
 from datasets.config import DataConfig
-from datasets.schema import DataError, Manifest, Record
+from datasets.schema import BadImage, DataError, Manifest, Record
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,11 @@ class Prepared:
 
     folders: tuple[Path, Path]
     manifests: tuple[Manifest, Manifest]
+
+    @property
+    def bad_images(self) -> list[BadImage]:
+        """What was skipped in either split."""
+        return [image for manifest in self.manifests for image in manifest.bad_images]
 
     @property
     def digest(self) -> str:

@@ -6,7 +6,8 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -15,15 +16,15 @@ from rich.console import Console
 from cluster import runtime
 from datasets import pipeline
 from orchestrator.config.experiment import signature
-from orchestrator.config.overrides import RequestError, override_words
+from orchestrator.config.overrides import RequestError
 from orchestrator.execution import dataset
-from orchestrator.execution.bundle import write_best
 from orchestrator.execution.lease import Lease, LeaseHeldError
-from orchestrator.execution.placement import connect_and_plan
-from orchestrator.execution.plan import DRIVER_CPUS, Plan
-from orchestrator.execution.progress import Board, leaderboard_table, make_console, percent
+from orchestrator.execution.outcome import finish
+from orchestrator.execution.placement import connect_and_plan, refuse_early
+from orchestrator.execution.plan import DRIVER_CPUS
+from orchestrator.execution.progress import Board, make_console
 from orchestrator.execution.quiet import noise_to
-from orchestrator.execution.request import DONE, INTERRUPTED, NO_TRIAL_SUCCEEDED, Request
+from orchestrator.execution.request import Request
 from orchestrator.execution.runfolder import RunFolder
 from orchestrator.execution.trial import TrialContext, run_trial
 from orchestrator.search.study import SweepStudy, TrialRecord
@@ -35,9 +36,10 @@ from orchestrator.search.tune import (
     StudySearcher,
     open_desk,
 )
-from trainables.metrics import chance_level
 
 SECOND_SIGNAL_AFTER_S = 2.0
+METRICS = ("epoch", "loss", "lr", "mAP", "num_evaluated", "best_mAP", "best_epoch", "images_per_s", "seconds")
+"""Of a result; the rest is Tune's own."""
 
 
 def drive(request: Request, console: Console) -> int:
@@ -46,42 +48,85 @@ def drive(request: Request, console: Console) -> int:
     Raises:
         RequestError: the plan does not fit, the data is bad, or another driver holds the run folder.
     """
-    plan, feeding = connect_and_plan(request, console)
+    refuse_early(request)
     prepared = dataset.prepare(request.experiment.data, request.source, request.root / "data")
-    folder = _run_folder(request, prepared)
+    splits = _splits(prepared)
+    folder = RunFolder(_path(request, prepared))
     folder.path.mkdir(parents=True, exist_ok=True)
-    with _held(folder):
+    with _held(folder) as lease, noise_to(folder.log) as shown:
         folder.write_experiment(request.experiment, data_digest=prepared.digest, classes=request.source.classes)
-        bad = [image for manifest in prepared.manifests for image in manifest.bad_images]
-        folder.write_bad_images(bad)
-        if bad:
-            console.print(f"skipped {len(bad)} unreadable images, listed in {folder.path / 'bad_images.jsonl'}")
-        with noise_to(folder.log) as shown:
-            console = make_console(shown)
-            return _sweep(request, console, folder, plan, _feed(request, prepared, feeding))
+        folder.write_bad_images(prepared.bad_images)
+        console = make_console(shown)
+        if prepared.bad_images:
+            console.print(f"skipped {len(prepared.bad_images)} unreadable images, listed in {folder.bad_images}")
+        study = SweepStudy(folder.journal, request.experiment, request.space, request.experiment.sweep.trials)
+        interrupted = _search(request, console, folder, study, splits, lease)
+        if not interrupted:
+            folder.remove_scratch()
+        return finish(request, console, folder, study.leaderboard(), splits[1].labels, interrupted=interrupted)
 
 
-def _feed(request: Request, prepared: dataset.Prepared, feeding: str) -> pipeline.Feed:
+def _search(
+    request: Request,
+    console: Console,
+    folder: RunFolder,
+    study: SweepStudy,
+    splits: tuple[pipeline.Split, pipeline.Split],
+    lease: Lease,
+) -> bool:
+    """Run the trials that are missing; whether it was interrupted. A finished sweep does not even start Ray."""
+    experiment = request.experiment
+    ended = [record for record in study.records() if record.state != "running"]
+    if ended or study.resumed:
+        console.print(
+            f"going on in {folder.path}: {len(ended)} trials have ended, "
+            f"{len(study.resumed)} go on from their last checkpoint",
+            soft_wrap=True,
+        )
+    remaining = experiment.sweep.trials - len(ended)
+    if remaining <= 0:
+        return False
+    plan, feeding = connect_and_plan(request, console)
+    feed = pipeline.Feed(*splits, experiment.data.image_size)
+    if feeding == "resident":
+        feed = pipeline.make_resident(*splits, experiment.data.image_size)
+    environment = runtime.environment(experiment.cluster.worker_start_timeout_s)
+    with Board(console, experiment.train.epochs, experiment.sweep.trials, plan.max_concurrent) as board:
+        board.add(ended)
+        desk = Desk(study, plan.max_concurrent, board.start, on_report(board, folder), on_end(board, folder, study))
+        lease.on_lost = desk.lose
+        with _interrupts(desk):
+            _fit(TrialContext(experiment, plan, feed, str(folder.path), environment), desk, remaining)
+    if desk.broken is not None:
+        raise RuntimeError(f"the study in {folder.journal} could not be written: {desk.broken}") from desk.broken
+    return desk.stop_requested
+
+
+def _splits(prepared: dataset.Prepared) -> tuple[pipeline.Split, pipeline.Split]:
     train, val = (
         pipeline.open_split(str(folder), manifest)
         for folder, manifest in zip(prepared.folders, prepared.manifests, strict=True)
     )
-    size = request.experiment.data.image_size
-    return pipeline.make_resident(train, val, size) if feeding == "resident" else pipeline.Feed(train, val, size)
+    return train, val
 
 
-def _run_folder(request: Request, prepared: dataset.Prepared) -> RunFolder:
+def _path(request: Request, prepared: dataset.Prepared) -> Path:
+    """The run folder: the newest of this identity, or with --new the next one."""
     experiment = request.experiment
     identity = signature(experiment, data_digest=prepared.digest, space_digest=request.space.digest)
-    path = request.root / f"{experiment.name}-{identity}"
-    if request.new:
-        earlier = len(list(request.root.glob(f"{path.name}*")))
-        path = path.with_name(f"{path.name}-{earlier + 1}") if earlier else path
-    return RunFolder(path)
+    first = request.root / f"{experiment.name}-{identity}"
+    number = 1
+    while _numbered(first, number + 1).exists():
+        number += 1
+    return _numbered(first, number + 1 if request.new and first.exists() else number)
+
+
+def _numbered(first: Path, number: int) -> Path:
+    return first if number == 1 else first.with_name(f"{first.name}-{number}")
 
 
 @contextlib.contextmanager
-def _held(folder: RunFolder) -> Iterator[None]:
+def _held(folder: RunFolder) -> Iterator[Lease]:
     """Hold the run folder's lease; another holder makes it a wrong request."""
     lease = Lease(folder.path)
     try:
@@ -89,33 +134,9 @@ def _held(folder: RunFolder) -> Iterator[None]:
     except LeaseHeldError as error:
         raise RequestError(str(error)) from error
     try:
-        yield
+        yield lease
     finally:
         lease.release()
-
-
-def _sweep(request: Request, console: Console, folder: RunFolder, plan: Plan, feed: pipeline.Feed) -> int:
-    experiment = request.experiment
-    study = SweepStudy(folder.journal, experiment, request.space, experiment.sweep.trials)
-    before = study.records()
-    ended = [record for record in before if record.state != "running"]
-    if before:
-        console.print(
-            f"going on in {folder.path}: {len(ended)} trials have ended, "
-            f"{len(study.resumed)} go on from their last checkpoint",
-            soft_wrap=True,
-        )
-    remaining = max(0, experiment.sweep.trials - len(ended))
-    with Board(console, experiment.train.epochs, experiment.sweep.trials, plan.max_concurrent) as board:
-        board.add(ended)
-        desk = Desk(study, plan.max_concurrent, board.start, _on_report(board, folder), _on_end(board, folder, study))
-        if remaining:
-            with _interrupts(desk):
-                environment = runtime.environment(experiment.cluster.worker_start_timeout_s)
-                _fit(TrialContext(experiment, plan, feed, str(folder.path), environment), desk, remaining)
-    if desk.broken is not None:
-        raise RuntimeError(f"the study in {folder.journal} could not be read or written") from desk.broken
-    return _finish(request, console, folder, study, feed, interrupted=desk.stop_requested)
 
 
 def _fit(context: TrialContext, desk: Desk, num_trials: int) -> None:
@@ -145,54 +166,27 @@ def _fit(context: TrialContext, desk: Desk, num_trials: int) -> None:
     ).fit()
 
 
-def _on_report(board: Board, folder: RunFolder) -> Any:
-    def on_report(number: int, result: dict[str, Any]) -> None:
+def on_report(board: Board, folder: RunFolder) -> Callable[[int, dict[str, Any]], None]:
+    """Writes a trial's metrics and shows them."""
+
+    def act(number: int, result: dict[str, Any]) -> None:
         metrics = {key: result[key] for key in METRICS if key in result}
         folder.append_metrics(number, metrics)
         board.report(number, metrics)
 
-    return on_report
+    return act
 
 
-METRICS = (*("epoch", "loss", "lr", "mAP", "num_evaluated", "best_mAP", "best_epoch", "images_per_s", "seconds"),)
-"""Of a result; the rest is Tune's own."""
+def on_end(board: Board, folder: RunFolder, study: SweepStudy) -> Callable[[TrialRecord], None]:
+    """Writes a trial's error and the leaderboard, and shows how it ended."""
 
-
-def _on_end(board: Board, folder: RunFolder, study: SweepStudy) -> Any:
-    def on_end(record: TrialRecord) -> None:
+    def act(record: TrialRecord) -> None:
         if record.error:
             folder.write_error(record.number, record.error)
         folder.write_leaderboard(study.leaderboard())
         board.end(record)
 
-    return on_end
-
-
-def _finish(
-    request: Request, console: Console, folder: RunFolder, study: SweepStudy, feed: pipeline.Feed, *, interrupted: bool
-) -> int:
-    experiment, records = request.experiment, study.leaderboard()
-    folder.write_leaderboard(records)
-    console.print(leaderboard_table(records, experiment.train.epochs, f"leaderboard of {folder.path.name}"))
-    chance = chance_level(feed.val.labels)
-    console.print(
-        f"chance level: {percent(chance)} % mAP on {len(feed.val.image_ids)} images, for scores that know nothing"
-    )
-    scored = [record for record in records if record.state != "failed" and record.mAP is not None]
-    best = next((record for record in scored if record.state == "complete"), scored[0] if scored else None)
-    if best is not None:
-        console.print(f"best: {percent(best.mAP)} % mAP, trial {best.number}", style="bold")
-        console.print(f"  {' '.join(override_words(best.overrides))}", soft_wrap=True)
-        bundle = write_best(folder, experiment, best, request.source.classes)
-        console.print(f"model: {bundle or 'no checkpoint of it was written'}", soft_wrap=True)
-    console.print(f"run folder: {folder.path}", soft_wrap=True)
-    if interrupted:
-        console.print(f"interrupted; go on with: {request.again()}", soft_wrap=True)
-        return INTERRUPTED
-    folder.remove_scratch()
-    if request.command == "sweep":
-        console.print(f"more trials: {request.again(trials=2 * experiment.sweep.trials)}", soft_wrap=True)
-    return NO_TRIAL_SUCCEEDED if best is None else DONE
+    return act
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,6 +31,8 @@ class Lease:
     def __init__(self, folder: Path, ttl_s: float = TTL_S) -> None:
         self._path = folder / "lease.json"
         self._ttl_s = ttl_s
+        self.on_lost: Callable[[], None] = lambda: None
+        """Called, once and from the renewing thread, when another driver has taken the lease over."""
         self._owner = uuid.uuid4().hex
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
@@ -70,8 +73,10 @@ class Lease:
 
     def _renew(self) -> None:
         while not self._released.wait(self._ttl_s / 4):
-            if self._is_ours():
-                self._write()
+            if not self._is_ours():  # this process slept for longer than the lease lasts
+                self.on_lost()
+                return
+            self._write()
 
     def _is_ours(self) -> bool:
         held = self._read()

@@ -17,6 +17,22 @@ from trainables.scaling import scaled_lr, uses_bf16
 GIB = 2**30
 
 
+def refuse_early(request: Request) -> None:
+    """Refuse a request that does not fit before anything is written; on this machine, before Ray is started.
+
+    Raises:
+        RequestError: it does not fit, with the arithmetic.
+    """
+    config = request.experiment.cluster
+    if config.address or os.environ.get("RAY_ADDRESS"):
+        runtime.apply_environment(runtime.environment(config.worker_start_timeout_s))
+        runtime.connect(config.address)
+        nodes = runtime.nodes()
+    else:
+        nodes = [runtime.local_node(config.num_cpus, _store_bytes(request))]
+    _plan(request, nodes)
+
+
 def connect_and_plan(request: Request, console: Console) -> tuple[Plan, str]:
     """The plan, and `"resident"` or `"streaming"`.
 
@@ -26,9 +42,6 @@ def connect_and_plan(request: Request, console: Console) -> tuple[Plan, str]:
     experiment = request.experiment
     config = experiment.cluster
     runtime.apply_environment(runtime.environment(config.worker_start_timeout_s))
-    if not (config.address or os.environ.get("RAY_ADDRESS")):
-        own = runtime.local_node(config.num_cpus, _store_bytes(request))
-        _plan(request, [own])  # refuses before anything is started
     where = runtime.connect(
         config.address,
         num_cpus=config.num_cpus,

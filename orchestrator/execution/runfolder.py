@@ -40,6 +40,10 @@ class RunFolder:
         """Ray's own messages."""
         return self.path / "ray.log"
 
+    @property
+    def bad_images(self) -> Path:
+        return self.path / "bad_images.jsonl"
+
     def trial(self, number: int) -> Path:
         return self.path / "trials" / f"{number:04d}"
 
@@ -60,7 +64,7 @@ class RunFolder:
 
     def write_bad_images(self, bad: Sequence[BadImage]) -> None:
         """What was skipped, and why; one JSON object a line."""
-        write_text(self.path / "bad_images.jsonl", "".join(json.dumps(asdict(image)) + "\n" for image in bad))
+        write_text(self.bad_images, "".join(json.dumps(asdict(image)) + "\n" for image in bad))
 
     def write_leaderboard(self, records: Sequence[TrialRecord]) -> None:
         rows = [{k: v for k, v in asdict(record).items() if k != "history"} for record in records]

@@ -35,12 +35,18 @@ class Desk:
     broken: BaseException | None = None
     stop_requested: bool = False
 
+    def lose(self) -> None:
+        """Another driver took the run folder over: stop, and write nothing more."""
+        self.broken = self.broken or RuntimeError("another driver has taken over this run folder's lease")
+
     def guard(self, action: Callable[[], Result], otherwise: Result) -> Result:
-        """Run an action of a hook; its first error is kept for the driver and ends the sweep."""
+        """Run an action of a hook; the first error is kept for the driver and ends the sweep."""
+        if self.broken is not None:
+            return otherwise
         try:
             return action()
         except Exception as error:
-            self.broken = self.broken or error
+            self.broken = error
             return otherwise
 
 
