@@ -8,7 +8,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -175,7 +177,7 @@ class TestBatches:
         feed = feeds[feeding] if num_groups == 2 else swapped(feeds[feeding])
         assert len(feed.val.groups) == num_groups
         covered = [ids(feed.val_batches(50, rank=rank, world_size=world_size)) for rank in range(world_size)]
-        assert sorted(sum(covered, [])) == sorted(feed.val.image_ids.tolist())
+        assert sorted(chain.from_iterable(covered)) == sorted(feed.val.image_ids.tolist())
 
     def test_both_feedings_validate_on_the_same_pixels(
         self, feeds: dict[str, Feed], by_hand: dict[str, dict[int, np.ndarray]]
@@ -275,9 +277,9 @@ class TestStreaming:
         feed = feeds["streaming"]
         whole = ids(feeds["resident"].train_batches(0, seed=SEED, batch_size=BATCH))
         assert ray.get(ray.remote(num_cpus=1)(read).remote(feed), timeout=90) == whole
-        actors = [ray.remote(num_cpus=1)(Reader).remote() for _ in range(2)]
+        actors: list[Any] = [ray.remote(num_cpus=1)(Reader).remote() for _ in range(2)]
         try:
-            shares = ray.get([a.read.remote(feed, rank, 2) for rank, a in enumerate(actors)], timeout=90)
+            shares = ray.get([actor.read.remote(feed, rank, 2) for rank, actor in enumerate(actors)], timeout=90)
         finally:
             for actor in actors:
                 ray.kill(actor)
@@ -286,9 +288,7 @@ class TestStreaming:
 
     def test_an_epoch_that_is_left_stops_its_readers(self, feeds: dict[str, Feed]) -> None:
         once = feeds["streaming"].train
-        long = pipeline.Split(
-            once.folder, once.groups * 60, np.tile(once.image_ids, 60), np.tile(once.labels, (60, 1))
-        )
+        long = pipeline.Split(once.folder, once.groups * 60, np.tile(once.image_ids, 60), np.tile(once.labels, (60, 1)))
         batches = replace(feeds["streaming"], train=long).train_batches(0, seed=SEED, batch_size=BATCH)
         next(batches)
         assert executors()
@@ -314,6 +314,7 @@ class TestStreaming:
             "model.head": "gap",
             "train.epochs": 2,
             "cluster.workers": 0,
+            "cluster.num_cpus": 4,
             "output.root": tmp_path,
         }
         assert train.main(["digits", *(f"{key}={value}" for key, value in words.items())]) == 0
@@ -363,9 +364,7 @@ class TestDamage:
             list(feed.train_batches(0, seed=SEED, batch_size=BATCH))
 
     @pytest.mark.parametrize("feeding", FEEDINGS)
-    def test_an_image_that_cannot_be_decoded_any_more_is_named(
-        self, damaged: tuple[Feed, Path], feeding: str
-    ) -> None:
+    def test_an_image_that_cannot_be_decoded_any_more_is_named(self, damaged: tuple[Feed, Path], feeding: str) -> None:
         feed, path = damaged
         row = pq.read_table(path).to_pylist()[70]
         content = path.read_bytes()

@@ -31,9 +31,14 @@ from trainables.scaling import scaled_lr, uses_bf16
 class Feed(Protocol):
     """What a worker asks of the data; `datasets.pipeline.Feed` is one."""
 
-    train: Any
-    val: Any
-    image_size: int
+    @property
+    def train(self) -> Any: ...
+
+    @property
+    def val(self) -> Any: ...
+
+    @property
+    def image_size(self) -> int: ...
 
     def num_batches(self, batch_size: int) -> int: ...
 

@@ -52,10 +52,6 @@ def connect_and_plan(request: Request, console: Console) -> tuple[Plan, str]:
     plan, feeding, why = _plan(request, nodes)
     console.print(f"ray: {where}")
     console.print(f"feeding: {feeding} ({why})")
-    if experiment.train.sync_batch_norm and not plan.use_gpu:
-        raise RequestError(
-            "train.sync_batch_norm needs GPUs, but trials run on CPUs here. Leave it out, or set cluster.use_gpu=true."
-        )
     for reason in plan.reasons:
         console.print(reason)
     if len(nodes) > 1:
@@ -89,6 +85,10 @@ def _plan(request: Request, nodes: list[runtime.Node]) -> tuple[Plan, str, str]:
         )
     except PlanError as error:
         raise RequestError(str(error)) from error
+    if experiment.train.sync_batch_norm and not plan.use_gpu:
+        raise RequestError(
+            "train.sync_batch_norm needs GPUs, but trials run on CPUs here. Leave it out, or set cluster.use_gpu=true."
+        )
     return plan, feeding, why
 
 
