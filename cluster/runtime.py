@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import tempfile
-from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
-from ray._private.ray_constants import DEFAULT_OBJECT_STORE_MEMORY_PROPORTION
+
+from cluster.node import Node
 
 # Read by Ray when it starts, so they are set before `ray.init`.
 ENVIRONMENT = {
@@ -23,15 +23,6 @@ ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune prints a box of its own even at verbose=0
 }
-
-
-@dataclass(frozen=True)
-class Node:
-    """One machine of the cluster, as the plan needs it."""
-
-    num_cpus: float
-    num_gpus: float
-    object_store_bytes: int
 
 
 def environment(worker_start_timeout_s: int) -> dict[str, str]:
@@ -63,7 +54,9 @@ def connect(
     if address:
         ray.init(address=address, **common)
         return f"cluster at {address}"
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # our own Ray listens on loopback only
+    if "RAY_AUTH_MODE" not in os.environ:
+        # A Ray of our own listens on every interface, and then asks for a token by default: one that no file holds.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray.init(
         address="local",
         num_cpus=num_cpus,
@@ -73,16 +66,6 @@ def connect(
         **common,
     )
     return "our own, on this machine (no cluster.address and no RAY_ADDRESS)"
-
-
-def local_node(num_cpus: int | None, object_store_bytes: int | None) -> Node:
-    """This machine as a Ray of our own would see it, without starting one."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Node(
-        num_cpus=num_cpus or os.cpu_count() or 1,
-        num_gpus=NvidiaGPUAcceleratorManager.get_current_node_num_accelerators(),
-        object_store_bytes=object_store_bytes or int(DEFAULT_OBJECT_STORE_MEMORY_PROPORTION * memory),
-    )
 
 
 def nodes() -> list[Node]:

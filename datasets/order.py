@@ -13,11 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-SHUFFLE_WINDOW = 2048
-"""Rows: as large as keeps a worker's buffer under 300 MiB at 224 x 224, uint8."""
 
-
-def epoch_order(group_rows: Sequence[int], *, seed: int, epoch: int, window: int = SHUFFLE_WINDOW) -> np.ndarray:
+def epoch_order(group_rows: Sequence[int], *, seed: int, epoch: int, window: int) -> np.ndarray:
     """The global order of one epoch.
 
     Args:

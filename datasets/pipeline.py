@@ -22,7 +22,7 @@ import ray
 import ray.data
 
 from datasets import order, shards, transforms
-from datasets.config import DataConfig
+from datasets.feeding import shuffle_window
 from datasets.schema import DataError, Manifest
 
 Batch = dict[str, np.ndarray]
@@ -58,20 +58,6 @@ def open_split(folder: str, manifest: Manifest) -> Split:
     return Split(str(folder), groups, image_ids, labels)
 
 
-def decoded_bytes(num_images: int, image_size: int) -> int:
-    """Bytes of `num_images` decoded uint8 RGB images."""
-    return num_images * 3 * image_size * image_size
-
-
-def choose_feeding(config: DataConfig, num_images: int, object_store_bytes: int) -> tuple[str, str]:
-    """`("resident" | "streaming", why)` for a set of this size on nodes with this much object store."""
-    need, share = decoded_bytes(num_images, config.image_size), config.resident_share * object_store_bytes
-    facts = f"{num_images} decoded images take {need / 2**20:,.0f} MiB, the stated share is {share / 2**20:,.0f} MiB"
-    if config.feeding != "auto":
-        return config.feeding, f"data.feeding={config.feeding} was asked for ({facts})"
-    return ("resident" if need <= share else "streaming"), facts
-
-
 @dataclass(frozen=True)
 class Feed:
     """Both splits of a data set as one worker sees them; cheap to send to any process of the cluster."""
@@ -90,7 +76,8 @@ class Feed:
         self, epoch: int, *, seed: int, batch_size: int, rank: int = 0, world_size: int = 1
     ) -> Iterator[Batch]:
         """This rank's share of every global batch of an epoch, in the order that (seed, epoch) decides."""
-        epoch_rows = order.epoch_order(self.train.group_rows, seed=seed, epoch=epoch)
+        window = shuffle_window(self.image_size)
+        epoch_rows = order.epoch_order(self.train.group_rows, seed=seed, epoch=epoch, window=window)
         rows = order.batches(epoch_rows, batch_size, rank=rank, world_size=world_size)
         return self._batches(self.train, 0, rows)
 

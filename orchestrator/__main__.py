@@ -8,13 +8,6 @@ from importlib.util import find_spec
 COMMANDS = {
     "sweep": "search a space for the best classifier; without arguments: the digits experiment",
     "train": "train one configuration, without a search",
-    "prepare": "COCO, ImageNet or list files -> shards",
-    "evaluate": "a run or a checkpoint -> metrics",
-    "predict": "images -> labels and scores",
-    "export": "a run or a checkpoint -> a bundle to ship",
-    "report": "a run folder -> HTML and Markdown",
-    "table": "the brief's tables, filled with what was measured",
-    "runs": "list, show, compare, stop and clean up run folders",
 }
 
 

@@ -77,9 +77,7 @@ class Float(Distribution):
         return _range_problems(self.low, self.high, self.log)
 
     def takes(self, value: Any) -> bool:
-        return (
-            isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
-        )
+        return isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
 
     def ends(self) -> tuple[Any, ...]:
         return self.low, self.high
@@ -102,8 +100,7 @@ class Int(Distribution):
         found = _range_problems(self.low, self.high, self.log)
         if self.step < 1 or (self.high - self.low) % max(self.step, 1):
             found.append(
-                "step >= 1 must divide high - low, but got "
-                f"step={self.step}, low={self.low}, high={self.high}."
+                f"step >= 1 must divide high - low, but got step={self.step}, low={self.low}, high={self.high}."
             )
         if self.log and self.step != 1:
             found.append(f"log needs step=1, but got step={self.step}.")

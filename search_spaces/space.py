@@ -102,9 +102,7 @@ class Space:
     parameters: tuple[Parameter, ...]
     points: tuple[Pairs, ...] = ()
 
-    def problems(
-        self, num_classes: int | None, valid_keys: Collection[str], query_nums: QuerySizes
-    ) -> list[str]:
+    def problems(self, num_classes: int | None, valid_keys: Collection[str], query_nums: QuerySizes) -> list[str]:
         """Every reason not to search this space; empty if there is none.
 
         `num_classes` None (the data is not read yet) leaves only the decoder sizes unchecked.
@@ -114,9 +112,7 @@ class Space:
         earlier: dict[str, Distribution] = {}
         for parameter in self.parameters:
             if parameter.key not in valid_keys:
-                found.append(
-                    f"{parameter.key}: must be an override key.{_nearest(parameter.key, valid_keys)}"
-                )
+                found.append(f"{parameter.key}: must be an override key.{_nearest(parameter.key, valid_keys)}")
             found += _when_problems(parameter, earlier)
             earlier[parameter.key] = parameter.distribution.resolve(sizes)
         for number, point in enumerate(self.points, start=1):
@@ -136,9 +132,7 @@ class Space:
         return ResolvedSpace(tuple(resolved), self.points)
 
     def _range_problems(self, sizes: Sizes) -> list[tuple[str, str]]:
-        return [
-            (item.key, problem) for item in self.parameters for problem in item.distribution.problems(sizes)
-        ]
+        return [(item.key, problem) for item in self.parameters for problem in item.distribution.problems(sizes)]
 
     def _point_problems(self, point: dict[str, Any], known: Mapping[str, Distribution]) -> Iterator[str]:
         for key, value in point.items():
@@ -148,11 +142,7 @@ class Space:
                 yield f"{key} must lie in {known[key].as_data()}, but got {key}={value}."
         for parameter in self.parameters:
             # A condition that the point leaves open may still come true.
-            said = [
-                (key, point[key])
-                for key, allowed in parameter.when
-                if point.get(key, allowed[0]) not in allowed
-            ]
+            said = [(key, point[key]) for key, allowed in parameter.when if point.get(key, allowed[0]) not in allowed]
             if parameter.key in point and said:
                 facts = ", ".join(f"{key}={value}" for key, value in said)
                 yield f"{parameter.key} is not asked, and would be ignored, where {facts}. Remove it."

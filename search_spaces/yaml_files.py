@@ -37,8 +37,7 @@ def find(name_or_path: str | os.PathLike[str], folder: Path, noun: str) -> Path:
         close = difflib.get_close_matches(text, known, n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
         raise ValueError(
-            f"There is no {noun} named {text!r}.{hint} Known: {', '.join(known)}; "
-            "or give the path of a .yaml file."
+            f"There is no {noun} named {text!r}.{hint} Known: {', '.join(known)}; or give the path of a .yaml file."
         )
     return folder / f"{text}.yaml"
 

@@ -17,7 +17,7 @@ def test_every_epoch_is_a_permutation(group_rows: list[int], seed: int, epoch: i
 @settings(deadline=None)
 @given(GROUPS, st.integers(1, 16), st.integers(1, 5))
 def test_the_workers_together_see_each_global_batch(group_rows: list[int], batch_size: int, world_size: int) -> None:
-    rows = order.epoch_order(group_rows, seed=1, epoch=2)
+    rows = order.epoch_order(group_rows, seed=1, epoch=2, window=64)
     alone = order.batches(rows, batch_size)
     if min(map(len, alone)) < world_size:
         with pytest.raises(ValueError, match="every worker needs an image"):
@@ -38,7 +38,7 @@ def test_batches_differ_by_at_most_one_row(num_rows: int, batch_size: int) -> No
 
 def test_the_order_changes_with_epoch_and_seed_only() -> None:
     def run(seed: int, epoch: int) -> np.ndarray:
-        return order.epoch_order([128] * 40, seed=seed, epoch=epoch)
+        return order.epoch_order([128] * 40, seed=seed, epoch=epoch, window=2048)
 
     assert np.array_equal(run(0, 0), run(0, 0))
     assert not np.array_equal(run(0, 0), run(0, 1))
@@ -58,5 +58,5 @@ def test_a_large_set_is_read_a_few_row_groups_at_a_time() -> None:
 
 
 def test_a_small_set_is_permuted_as_a_whole() -> None:
-    rows = order.epoch_order([64] * 16, seed=0, epoch=0)
+    rows = order.epoch_order([64] * 16, seed=0, epoch=0, window=1024)
     assert len(set(rows[:64] // 64)) > 8

@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from datasets import coco, pipeline, shards, transforms
+from datasets import coco, feeding, pipeline, shards, transforms
 from datasets.config import DataConfig
 from datasets.pipeline import Batch, Feed
+from datasets.schema import DataError
 
 COCO_MINI = Path(__file__).parents[1].parent / "shared" / "data" / "coco-mini"
 FEEDINGS = ("resident", "streaming")
@@ -94,20 +95,26 @@ def test_a_split_knows_its_row_groups_and_the_labels_in_their_order(digits_shard
 
 def test_a_set_is_resident_where_it_fits_the_stated_share_of_the_store_and_says_why() -> None:
     config = DataConfig(image_size=64, resident_share=0.5)
-    assert pipeline.decoded_bytes(1024, 64) == 12 * MIB
+    assert feeding.decoded_bytes(1024, 64) == 12 * MIB
     facts = "1024 decoded images take 12 MiB, the stated share is {} MiB"
-    assert pipeline.choose_feeding(config, 1024, 24 * MIB) == ("resident", facts.format(12))
-    assert pipeline.choose_feeding(config, 1024, 24 * MIB - 2) == ("streaming", facts.format(12))
-    assert pipeline.choose_feeding(config, 1024, 20 * MIB) == ("streaming", facts.format(10))
+    assert feeding.choose_feeding(config, 1024, 24 * MIB) == ("resident", facts.format(12))
+    assert feeding.choose_feeding(config, 1024, 24 * MIB - 2) == ("streaming", facts.format(12))
+    assert feeding.choose_feeding(config, 1024, 20 * MIB) == ("streaming", facts.format(10))
 
 
-@pytest.mark.parametrize("feeding", FEEDINGS)
-def test_a_feeding_that_was_asked_for_is_taken_and_the_arithmetic_shown(feeding: str) -> None:
-    config = DataConfig.model_validate({"image_size": 64, "feeding": feeding})
-    for store in (1, 2**40):
-        chosen, why = pipeline.choose_feeding(config, 1024, store)
-        assert chosen == feeding
-        assert why.startswith(f"data.feeding={feeding} was asked for (1024 decoded images take 12 MiB")
+@pytest.mark.parametrize("asked", FEEDINGS)
+def test_a_feeding_that_was_asked_for_is_taken_and_the_arithmetic_shown(asked: str) -> None:
+    config = DataConfig.model_validate({"image_size": 64, "feeding": asked})
+    for store in (24 * MIB, 2**40):
+        chosen, why = feeding.choose_feeding(config, 1024, store)
+        assert chosen == asked
+        assert why.startswith(f"data.feeding={asked} was asked for (1024 decoded images take 12 MiB")
+
+
+def test_a_resident_set_that_cannot_fit_is_refused_with_the_arithmetic() -> None:
+    config = DataConfig(image_size=64, feeding="resident")
+    with pytest.raises(DataError, match=r"takes 12 MiB and the store of a node has 23 MiB"):
+        feeding.choose_feeding(config, 1024, 23 * MIB)
 
 
 def test_reading_is_asked_for_once_a_row_group_in_the_order_of_need(digits_shards: Path) -> None:
@@ -230,7 +237,7 @@ class TestResident:
         references = feeds["resident"].resident[0]
         first, second = ray.get(list(references)), ray.get(list(references))
         assert all(np.shares_memory(one, other) for one, other in zip(first, second, strict=True))
-        assert sum(block.nbytes for block in first) == pipeline.decoded_bytes(300, SIDE)
+        assert sum(block.nbytes for block in first) == feeding.decoded_bytes(300, SIDE)
 
     def test_a_batch_is_a_copy_that_may_be_written_to(self, feeds: dict[str, Feed]) -> None:
         before = list(feeds["resident"].train_batches(0, seed=SEED, batch_size=BATCH))
@@ -241,7 +248,7 @@ class TestResident:
     def test_a_row_group_stays_one_block_however_large_its_images_are(
         self, feeds: dict[str, Feed], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        group_bytes = pipeline.decoded_bytes(64, SIDE)
+        group_bytes = feeding.decoded_bytes(64, SIDE)
         monkeypatch.setattr(ray.data.DataContext.get_current(), "target_max_block_size", group_bytes // 4)
         feed = pipeline.make_resident(feeds["resident"].train, feeds["resident"].val, SIDE)
         assert feed.resident is not None

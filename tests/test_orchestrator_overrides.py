@@ -176,9 +176,7 @@ def test_apply_leaves_its_arguments_alone_and_checks_keys() -> None:
 
 def test_with_overrides_copies() -> None:
     experiment = load("digits")
-    changed = with_overrides(
-        experiment, {"optim.lr": 1.25e-3, "model.query_num": 5, "model.use_ml_decoder": False}
-    )
+    changed = with_overrides(experiment, {"optim.lr": 1.25e-3, "model.query_num": 5, "model.use_ml_decoder": False})
     assert (changed.optim.lr, changed.model.query_num, changed.model.head) == (1.25e-3, 5, "gap")
     assert experiment == load("digits")
     with pytest.raises(RequestError, match="query_num <= num_classes"):

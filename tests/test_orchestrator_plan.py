@@ -1,6 +1,6 @@
 import pytest
 
-from cluster.runtime import Node
+from cluster.node import Node
 from orchestrator.config.experiment import ClusterConfig
 from orchestrator.execution.plan import Plan, PlanError, make_plan
 
@@ -47,3 +47,8 @@ def test_what_would_starve_is_refused_with_the_arithmetic() -> None:
 def test_no_more_trials_than_asked_for() -> None:
     assert plan({}, LAPTOP, asked=3).max_concurrent == 3
     assert make_plan(ClusterConfig(), LAPTOP, streaming=False, num_trials=2, max_concurrent=None).max_concurrent == 2
+
+
+def test_two_workers_of_a_trial_do_not_share_a_gpu() -> None:
+    with pytest.raises(PlanError, match="NCCL refuses two ranks on one"):
+        plan({"workers": 2, "gpus_per_worker": 0.5}, GPU_NODES)

@@ -17,31 +17,24 @@ import pytest
 from datasets import coco, digits
 from orchestrator import sweep, train
 from orchestrator.execution import request
-from tests.conftest import DigitsShards
 
 ROOT = Path(__file__).parent.parent
-HEAVY = {"ray", "torch", "torchvision", "timm", "optuna", "sklearn"}
+HEAVY = {"ray", "torch", "torchvision", "timm", "sklearn"}
 Refused = Callable[..., list[str]]
 
 
 def snapshot(folder: Path) -> dict[str, bytes | None]:
     """Everything below a folder: files with their bytes."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")
-    }
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 def children() -> set[int]:
     """Processes that this one has started."""
-    return {
-        int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()
-    }
+    return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
 
 
 @pytest.fixture
-def refused(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Refused]:
+def refused(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Refused]:
     """Runs a command that must be refused, and returns its error lines."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     kept = dict(os.environ)
@@ -177,10 +170,10 @@ def test_splits_with_other_classes_are_refused(refused: Refused, coco_root: Path
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "added", "manifest"])
 def test_shards_that_do_not_match_their_manifest_are_refused(
-    refused: Refused, digits_shards: DigitsShards, tmp_path: Path, damage: str
+    refused: Refused, digits_shards: Path, tmp_path: Path, damage: str
 ) -> None:
     root = tmp_path / "shards"
-    shutil.copytree(digits_shards.root, root)
+    shutil.copytree(digits_shards, root)
     shard = sorted((root / "train").glob("*.parquet"))[0]
     data, named = shard.read_bytes(), shard.name
     if damage == "truncated":
@@ -223,7 +216,8 @@ def test_an_unknown_backbone_is_refused_with_the_nearest_in_words_and_in_a_space
 
 def test_a_trial_that_does_not_fit_is_refused_with_the_arithmetic(refused: Refused) -> None:
     for main in (sweep.main, train.main):
-        [line] = refused("digits", "cluster.workers=64", "cluster.num_cpus=2", main=main)
+        words = ("cluster.workers=64", "cluster.num_cpus=2", "train.batch_size=128")
+        [line] = refused("digits", *words, main=main)
         assert "a trial needs 64.01 CPUs (64 x 1 for training + 0.01 for watching its workers)" in line
         assert "the cluster has 2 CPUs" in line and "Lower cluster.workers" in line
 
@@ -237,11 +231,18 @@ def test_more_trials_at_a_time_than_fit_are_refused_with_the_arithmetic(refused:
     assert "a trial needs 2 CPUs (1 x 1 for training + 1 for reading its stream)" in line and "so 1 fit" in line
 
 
+def test_what_needs_gpus_is_refused_where_there_are_none(refused: Refused) -> None:
+    [line] = refused("digits", "train.sync_batch_norm=true", "cluster.use_gpu=false")
+    assert "train.sync_batch_norm needs GPUs" in line
+    [line] = refused("digits", "cluster.use_gpu=true", "cluster.gpus_per_worker=99")
+    assert "1 x 99 GPU" in line and "the cluster has" in line
+
+
 def test_a_dry_run_prints_the_tree_and_imports_nothing_heavy(tmp_path: Path) -> None:
     for command in ("sweep", "train"):
+        words = ["digits", "--dry-run", "optim.lr=3e-4", f"output.root={tmp_path / 'runs'}"]
         done = subprocess.run(
-            [sys.executable, "-X", "importtime", "-m", f"orchestrator.{command}", "digits", "--dry-run"]
-            + ["optim.lr=3e-4", f"output.root={tmp_path / 'runs'}"],
+            [sys.executable, "-X", "importtime", "-m", f"orchestrator.{command}", *words],
             cwd=ROOT,
             capture_output=True,
             text=True,

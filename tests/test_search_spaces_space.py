@@ -47,9 +47,7 @@ def problems(space: Space, num_classes: int | None = 80) -> list[str]:
 
 
 def asked(space: ResolvedSpace, **fixed: Any) -> dict[str, Any]:
-    return space.suggest(
-        optuna.trial.FixedTrial({key.replace("__", "."): value for key, value in fixed.items()})
-    )
+    return space.suggest(optuna.trial.FixedTrial({key.replace("__", "."): value for key, value in fixed.items()}))
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -130,8 +128,7 @@ def test_query_nums_are_the_distinct_sizes(written: Any) -> None:
         ("parameters: {model.query_num: {query_nums: []}}", "at least one value"),
         ("parameters: {optim.lr: {choice: [1], when: {model.head: gap}}}", "must name an earlier parameter"),
         (
-            "parameters: {model.head: {choice: [gap]}, "
-            "optim.lr: {choice: [1], when: {model.head: [gap, gip]}}}",
+            "parameters: {model.head: {choice: [gap]}, optim.lr: {choice: [1], when: {model.head: [gap, gip]}}}",
             "when model.head=gip can never hold",
         ),
         (
@@ -193,9 +190,7 @@ def test_problems_are_collected(written: Any) -> None:
     with pytest.raises(SpaceError) as caught:
         written("extra: 1\nparameters: {a: 3, b: {choice: 4}}\npoints: 5")
     assert len(caught.value.problems) == 4
-    found = problems(
-        written("parameters: {a: {choice: []}, b: {float: [0, -1], log: true}}\npoints: [{c: 1}]")
-    )
+    found = problems(written("parameters: {a: {choice: []}, b: {float: [0, -1], log: true}}\npoints: [{c: 1}]"))
     assert len(found) == 6
 
 

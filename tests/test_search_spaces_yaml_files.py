@@ -45,9 +45,7 @@ def test_find_takes_names_and_paths(tmp_path: Path) -> None:
     assert yaml_files.names(tmp_path) == ["first", "second"]
     assert yaml_files.find("first", tmp_path, "thing") == tmp_path / "first.yaml"
     assert yaml_files.find(tmp_path / "second.yaml", Path("/"), "thing") == tmp_path / "second.yaml"
-    with pytest.raises(
-        ValueError, match=r"no thing named 'frist'. Did you mean first\? Known: first, second"
-    ):
+    with pytest.raises(ValueError, match=r"no thing named 'frist'. Did you mean first\? Known: first, second"):
         yaml_files.find("frist", tmp_path, "thing")
     with pytest.raises(ValueError, match="there is no file"):
         yaml_files.find(str(tmp_path / "third.yaml"), tmp_path, "thing")

@@ -48,9 +48,14 @@ def write(folder: Path, counters: Counters, write_tensors: Callable[[Path], None
     (beside / MANIFEST).write_text(json.dumps(manifest, indent=1))
     shutil.rmtree(final, ignore_errors=True)  # an older attempt at the same epoch
     os.replace(beside, final)
-    for old in _folders(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+    keep_newest(folder, keep)
     return final
+
+
+def keep_newest(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints, and what killed writers left."""
+    for old in [*_folders(folder)[:-keep], *folder.glob(".epoch-*")]:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def check(folder: Path) -> Counters:

@@ -27,5 +27,5 @@ def scaled_lr(optim: OptimConfig, train: TrainConfig, workers: int) -> tuple[int
 
 
 def uses_bf16(train: TrainConfig, *, use_gpu: bool) -> bool:
-    """Whether the forward pass runs in bfloat16 autocast: where asked for, and by default on GPUs."""
+    """Whether the forward pass runs in bfloat16 autocast: where asked for, and by default on GPUs (that have it)."""
     return train.precision == "bf16" or (train.precision == "auto" and use_gpu)

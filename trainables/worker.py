@@ -159,6 +159,8 @@ def _device(job: Job) -> fit.Device:
         return ((moved - mean) * inverse_std).contiguous(memory_format=layout)
 
     bf16 = uses_bf16(job.train, use_gpu=job.use_gpu)
+    if job.train.precision == "auto" and bf16:  # older GPUs emulate it, slowly
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     autocast = (lambda: torch.autocast(device.type, torch.bfloat16)) if bf16 else nullcontext
     return fit.Device(device, prepare, autocast)
 

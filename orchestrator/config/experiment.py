@@ -45,7 +45,10 @@ class SweepConfig(Settings):
 
 
 class ClusterConfig(Settings):
-    """What a trial asks of the cluster. It changes no result, unless `train.batch_size_per_worker` is set."""
+    """What a trial asks of the cluster: where it trains, not what.
+
+    Rounding, batch statistics (each worker has its own) and dropout noise still depend on the number of workers.
+    """
 
     address: str | None = None
     """None: the cluster this process belongs to (RAY_ADDRESS, a job), else a Ray of our own on this host."""
@@ -60,7 +63,7 @@ class ClusterConfig(Settings):
     """Logical CPUs of a Ray of our own; None: the cores of this machine."""
     object_store_gib: float | None = Field(None, gt=0.0)
     dashboard: bool = False
-    """Start the dashboard of a Ray of our own (a cluster has its own)."""
+    """Start the dashboard of a Ray of our own (a cluster has its own); with worker groups it is started anyway."""
     worker_start_timeout_s: int = Field(900, ge=1)
 
 

@@ -21,7 +21,7 @@ def write_best(folder: RunFolder, experiment: Experiment, best: TrialRecord, cla
     `bundle.json` holds the model's configuration, the class names in label order, the size and normalisation
     of its images, and the mAP that these weights reached.
     """
-    found = checkpoint_files.latest(folder.trial(best.number) / "checkpoints")
+    found = checkpoint_files.latest(folder.checkpoints(best.number))
     if found is None:
         return None
     checkpoint, counters = found

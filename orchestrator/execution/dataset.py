@@ -57,6 +57,8 @@ def look(config: DataConfig) -> Source:
     root = _root(config)
     if config.source == "shards":
         train, val = (shards.read_manifest(root / split) for split in (config.train_split, config.val_split))
+        for manifest in (train, val):
+            _check_bad_share(manifest, config.max_bad_share)
         _same_classes(train.classes, val.classes)
         return Source(train.classes, train.num_images, val.num_images, manifests=(train, val))
     read = [_read_coco(root, split, config) for split in (config.train_split, config.val_split)]
@@ -101,7 +103,18 @@ def prepare(config: DataConfig, source: Source, cache: Path) -> Prepared:
             )
         folders.append(folder)
         manifests.append(shards.read_manifest(folder))
+        _check_bad_share(manifests[-1], config.max_bad_share)
     return Prepared((folders[0], folders[1]), (manifests[0], manifests[1]))
+
+
+def _check_bad_share(manifest: Manifest, max_bad_share: float) -> None:
+    """Shards may have been written under a laxer limit than this experiment's."""
+    num_bad = len(manifest.bad_images)
+    if num_bad > max_bad_share * (manifest.num_images + num_bad):
+        raise DataError(
+            f"at most {max_bad_share:.2%} of the images may be unreadable (data.max_bad_share), but {num_bad} of "
+            f"{manifest.num_images + num_bad} in {manifest.split} are: {[b.path for b in manifest.bad_images[:5]]}."
+        )
 
 
 def _read_coco(root: Path, split: str, config: DataConfig) -> tuple[list[Record], list[str]]:

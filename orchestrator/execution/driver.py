@@ -36,6 +36,7 @@ from orchestrator.search.tune import (
     StudySearcher,
     open_desk,
 )
+from trainables import checkpoint_files
 
 SECOND_SIGNAL_AFTER_S = 2.0
 METRICS = ("epoch", "loss", "lr", "mAP", "num_evaluated", "best_mAP", "best_epoch", "images_per_s", "seconds")
@@ -51,12 +52,20 @@ def drive(request: Request, console: Console) -> int:
     refuse_early(request)
     prepared = dataset.prepare(request.experiment.data, request.source, request.root / "data")
     splits = _splits(prepared)
+    if not splits[1].labels.any():
+        raise RequestError(
+            "mAP needs a positive example, but no validation image carries a label. Check data.val_split."
+        )
     folder = RunFolder(_path(request, prepared))
     folder.path.mkdir(parents=True, exist_ok=True)
     with _held(folder) as lease, noise_to(folder.log) as shown:
-        folder.write_experiment(request.experiment, data_digest=prepared.digest, classes=request.source.classes)
-        folder.write_bad_images(prepared.bad_images)
         console = make_console(shown)
+        folder.remove_leftovers()
+        for change in folder.write_experiment(
+            request.experiment, data_digest=prepared.digest, classes=request.source.classes
+        ):
+            console.print(f"since the last driver of this run folder: {change}", soft_wrap=True)
+        folder.write_bad_images(prepared.bad_images)
         if prepared.bad_images:
             console.print(f"skipped {len(prepared.bad_images)} unreadable images, listed in {folder.bad_images}")
         study = SweepStudy(folder.journal, request.experiment, request.space, request.experiment.sweep.trials)
@@ -83,22 +92,25 @@ def _search(
             f"{len(study.resumed)} go on from their last checkpoint",
             soft_wrap=True,
         )
-    remaining = experiment.sweep.trials - len(ended)
+    remaining = max(experiment.sweep.trials - len(ended), len(study.resumed))
     if remaining <= 0:
         return False
-    plan, feeding = connect_and_plan(request, console)
+    placement = connect_and_plan(request, console)
+    plan = placement.plan
     feed = pipeline.Feed(*splits, experiment.data.image_size)
-    if feeding == "resident":
+    if placement.feeding == "resident":
         feed = pipeline.make_resident(*splits, experiment.data.image_size)
     environment = runtime.environment(experiment.cluster.worker_start_timeout_s)
     with Board(console, experiment.train.epochs, experiment.sweep.trials, plan.max_concurrent) as board:
         board.add(ended)
         desk = Desk(study, plan.max_concurrent, board.start, on_report(board, folder), on_end(board, folder, study))
         lease.on_lost = desk.lose
+        if lease.lost:  # while the data was decoded
+            desk.lose()
         with _interrupts(desk):
             _fit(TrialContext(experiment, plan, feed, str(folder.path), environment), desk, remaining)
     if desk.broken is not None:
-        raise RuntimeError(f"the study in {folder.journal} could not be written: {desk.broken}") from desk.broken
+        raise RuntimeError(f"the sweep in {folder.path} was stopped: {desk.broken}") from desk.broken
     return desk.stop_requested
 
 
@@ -183,6 +195,8 @@ def on_end(board: Board, folder: RunFolder, study: SweepStudy) -> Callable[[Tria
     def act(record: TrialRecord) -> None:
         if record.error:
             folder.write_error(record.number, record.error)
+        if record.state != "running":
+            checkpoint_files.keep_newest(folder.checkpoints(record.number), 1)
         folder.write_leaderboard(study.leaderboard())
         board.end(record)
 

@@ -9,7 +9,8 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,7 +33,8 @@ class Lease:
         self._path = folder / "lease.json"
         self._ttl_s = ttl_s
         self.on_lost: Callable[[], None] = lambda: None
-        """Called, once and from the renewing thread, when another driver has taken the lease over."""
+        """Called, once and from the renewing thread, when the lease is lost."""
+        self.lost = False
         self._owner = uuid.uuid4().hex
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
@@ -43,8 +45,7 @@ class Lease:
         Raises:
             LeaseHeldError: another driver holds it; the message says which, and until when.
         """
-        with open(self._path.with_suffix(".lock"), "a") as guard:  # two starters decide one after the other
-            fcntl.flock(guard, fcntl.LOCK_EX)
+        with self._guard():
             held = self._read()
             if held is not None and not _is_stale(held):
                 raise LeaseHeldError(
@@ -60,8 +61,9 @@ class Lease:
         """Give the lease back."""
         self._released.set()
         self._thread.join()
-        if self._is_ours():
-            self._path.unlink(missing_ok=True)
+        with self._guard():
+            if self._is_ours():
+                self._path.unlink(missing_ok=True)
 
     def __enter__(self) -> Lease:
         return self.acquire()
@@ -72,11 +74,28 @@ class Lease:
         self.release()
 
     def _renew(self) -> None:
+        renewed = time.monotonic()
         while not self._released.wait(self._ttl_s / 4):
-            if not self._is_ours():  # this process slept for longer than the lease lasts
-                self.on_lost()
-                return
-            self._write()
+            try:
+                with self._guard():
+                    if not self._is_ours():  # this process slept for longer than the lease lasts
+                        break
+                    self._write()
+                renewed = time.monotonic()
+            except OSError:  # a full disk or a file system that is away for a moment: the lease still holds
+                if time.monotonic() - renewed > self._ttl_s:
+                    break
+        else:
+            return
+        self.lost = True
+        self.on_lost()
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        """Drivers look at the lease and change it one after the other."""
+        with open(self._path.with_suffix(".lock"), "a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def _is_ours(self) -> bool:
         held = self._read()
@@ -96,6 +115,7 @@ class Lease:
                     "owner": self._owner,
                     "host": socket.gethostname(),
                     "pid": os.getpid(),
+                    "processes": _process_space(),
                     "started": _process_start(os.getpid()),
                     "expires": time.time() + self._ttl_s,
                 }
@@ -107,22 +127,24 @@ class Lease:
 def _is_stale(held: dict[str, Any]) -> bool:
     if held["expires"] < time.time():
         return True
-    # The start time tells a process from a later one with the same number.
-    return held["host"] == socket.gethostname() and _process_start(held["pid"]) != held["started"]
+    if held["processes"] is None or held["processes"] != _process_space():
+        return False  # its process cannot be seen from here
+    return _process_start(held["pid"]) != held["started"]  # the start tells it from a later process of that number
+
+
+def _process_space() -> str | None:
+    """Which processes this one can see: containers of one host have the host's name, and numbers of their own."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
 
 
 def _process_start(pid: int) -> str | None:
-    """Start time of a process in clock ticks since boot (Linux), or whether it exists; None when it does not."""
+    """Start time of a process in clock ticks since boot; None when it does not run (Linux)."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] == "Z" else fields[19]  # a zombie writes nothing
-    except FileNotFoundError:
-        if Path("/proc/self/stat").exists():
-            return None
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+    except OSError:
         return None
-    except PermissionError:
-        pass
-    return "running"
+    return None if fields[0] == "Z" else fields[19]  # a zombie writes nothing

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from orchestrator.config.overrides import override_words
 from orchestrator.execution.bundle import write_best
-from orchestrator.execution.progress import leaderboard_table, percent
+from orchestrator.execution.progress import leaderboard_table, percent, reason
 from orchestrator.execution.request import DONE, INTERRUPTED, NO_TRIAL_SUCCEEDED, Request
 from orchestrator.execution.runfolder import RunFolder
 from orchestrator.search.study import TrialRecord
@@ -29,6 +29,10 @@ def finish(
     console.print(leaderboard_table(records, experiment.train.epochs, f"leaderboard of {folder.path.name}"))
     chance = percent(chance_level(val_labels))
     console.print(f"chance level: {chance} % mAP on {len(val_labels)} images, for scores that know nothing")
+    for record in records:
+        if record.error:
+            console.print(f"trial {record.number} failed: {reason(record.error)}", style="red", soft_wrap=True)
+            console.print(f"  {folder.trial(record.number) / 'error.txt'}", soft_wrap=True)
     best = best_of(records)
     if best is not None:
         console.print(f"best: {percent(best.mAP)} % mAP, trial {best.number}", style="bold")
@@ -39,7 +43,7 @@ def finish(
     if interrupted:
         console.print(f"interrupted; go on with: {request.again()}", soft_wrap=True)
         return INTERRUPTED
-    if request.command == "sweep":
+    if request.command == "sweep" and best is not None:
         console.print(f"more trials: {request.again(trials=2 * experiment.sweep.trials)}", soft_wrap=True)
     return NO_TRIAL_SUCCEEDED if best is None else DONE
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.runtime import Node
+from cluster.node import Node
 from orchestrator.config.experiment import ClusterConfig
 
 DRIVER_CPUS = 0.01
@@ -58,13 +58,18 @@ def make_plan(
         + (f" + {DRIVER_CPUS:g} for watching its workers" if config.workers else "")
         + (f") and {processes} x {gpus:g} GPU" if use_gpu else ")")
     )
+    if use_gpu and config.workers > 1 and gpus < 1:
+        raise PlanError(
+            "the workers of one trial must each have a GPU of their own (NCCL refuses two ranks on one), but got "
+            f"cluster.workers={config.workers}, cluster.gpus_per_worker={gpus:g}. Set gpus_per_worker=1, or workers=0 "
+            "to share GPUs between trials."
+        )
     slots = [_slots(node, config.cpus_per_worker, gpus) for node in nodes]
     fit = int(sum(slots) // processes)
     fit = min(fit, int(num_cpus / cpus))
     if fit == 0:
         raise PlanError(
             f"one trial must fit the cluster, but {need}, and {have}. Lower cluster.workers or cluster.cpus_per_worker"
-            + (", feed the data resident (data.feeding=resident, data.resident_share)" if streaming else "")
             + ", or add machines."
         )
     if max_concurrent is not None and max_concurrent > fit:

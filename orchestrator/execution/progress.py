@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from orchestrator.search.study import TrialRecord
 
 SHORT = {"model.backbone": "backbone", "model.head": "head", "model.query_num": "query_num", "optim.lr": "lr"}
 LOG_WIDTH = 160
+EXCEPTION = re.compile(r"[\w.]*(Error|Exception|Diverged|Interrupt)\b[^:]*: ")
 STYLE = {"running": "yellow", "complete": "green", "pruned": "dim", "failed": "red"}
 
 
@@ -26,6 +28,12 @@ def make_console(file: TextIO) -> Console:
 def percent(value: float | None) -> str:
     """mAP as the field prints it."""
     return "" if value is None else f"{100 * value:.1f}"
+
+
+def reason(error: str) -> str:
+    """The line of a traceback that says what was wrong; Ray's own advice often follows it."""
+    lines = [line.strip() for line in error.strip().splitlines()] or [""]
+    return next((line for line in reversed(lines) if EXCEPTION.match(line)), lines[-1])
 
 
 def short(value: Any) -> str:
@@ -111,7 +119,7 @@ class Board:
 
     def end(self, record: TrialRecord) -> None:
         self._rows[record.number] = record
-        self._say(record, (record.error or "").strip().splitlines()[-1] if record.error else "")
+        self._say(record, reason(record.error) if record.error else "")
 
     def _say(self, record: TrialRecord, note: str) -> None:
         if self._live is None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
+from cluster.node import local_node
 from datasets.schema import DataError
 from orchestrator.config import overrides
 from orchestrator.config.experiment import Experiment, PrunerConfig
@@ -20,6 +21,7 @@ from orchestrator.config.overrides import RequestError
 from orchestrator.execution import dataset
 from orchestrator.execution.dataset import Source
 from orchestrator.execution.progress import make_console
+from orchestrator.execution.sizing import GIB, place, store_bytes
 from search_spaces import space as spaces
 from search_spaces.space import ResolvedSpace, SpaceError
 from trainables.groups import distinct_query_nums
@@ -28,6 +30,10 @@ from trainables.scaling import scaled_lr
 DONE, WRONG_REQUEST, NO_TRIAL_SUCCEEDED, INTERRUPTED = 0, 2, 3, 4
 """Exit codes."""
 DEFAULT_EXPERIMENT = "digits"
+SAMPLED_GROUPS = ("model.", "loss.", "optim.", "train.")
+"""What a trial has of its own. Data, cluster and output belong to the sweep: all its trials share them."""
+SHARED_KEYS = frozenset({"model.num_classes", "model.in_features", "train.epochs", "train.keep_checkpoints"})
+"""Not these, though: rungs compare trials at equal epochs of schedules of one length."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ def check(command: str, words: Sequence[str], *, extra: Sequence[str] = (), new:
         sweep = experiment.sweep.model_copy(update={"trials": 1, "pruner": pruner})
         experiment, space = experiment.model_copy(update={"sweep": sweep}), ResolvedSpace(())
     else:
-        space = _space(experiment, num_classes, problems)
+        space = _space(experiment, source, problems)
     if problems or source is None:
         raise RequestError(*problems)
     return Request(experiment, source, space, command, (*words, *extra), new)
@@ -130,18 +136,27 @@ def act(request: Request, *, dry_run: bool, plan: bool) -> int:
 
 
 def print_tree(request: Request, console: Console) -> None:
-    """The resolved experiment, and what it needs, by arithmetic alone."""
+    """The resolved experiment, and what it needs and how it fits this machine, by arithmetic alone.
+
+    Raises:
+        RequestError: it does not fit.
+    """
     experiment, source = request.experiment, request.source
     console.print(yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False), end="")
-    decoded = source.num_images * 3 * experiment.data.image_size**2
-    steps = -(-source.num_train // experiment.train.batch_size)
+    batch_size = scaled_lr(experiment.optim, experiment.train, experiment.cluster.workers)[0]
+    steps = -(-source.num_train // batch_size)
+    here = local_node(experiment.cluster.num_cpus, store_bytes(experiment))
+    reasons: Sequence[str] = ("a cluster decides where trials run: see --plan",)
+    if not (experiment.cluster.address or os.environ.get("RAY_ADDRESS")):
+        reasons = place(experiment, source.num_images, [here]).reasons
     for line in (
-        f"data: {source.num_train} train and {source.num_val} val images, {len(source.classes)} classes; "
-        f"decoded {decoded / 2**20:,.0f} MiB",
+        f"data: {source.num_train} train and {source.num_val} val images, {len(source.classes)} classes",
         f"search: {experiment.sweep.trials} trials over "
         + (", ".join(parameter.key for parameter in request.space.parameters) or "nothing"),
         f"a full trial: {experiment.train.epochs} epochs x {steps} steps",
-        f"this machine: {os.cpu_count()} CPUs",
+        f"this machine: {here.num_cpus:g} CPUs, {here.num_gpus:g} GPUs, "
+        f"object store {here.object_store_bytes / GIB:.1f} GiB",
+        *reasons,
         "dry run: nothing was started, nothing was written",
     ):
         console.print(f"# {line}", soft_wrap=True)
@@ -155,13 +170,18 @@ def run(main: Callable[[], int]) -> int:
         problems: Sequence[str] = error.problems
     except DataError as error:
         problems = [str(error)]
+    except KeyboardInterrupt:  # before there were trials to stop
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return INTERRUPTED
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     return WRONG_REQUEST
 
 
-def _space(experiment: Experiment, num_classes: int | None, problems: list[str]) -> ResolvedSpace:
+def _space(experiment: Experiment, source: Source | None, problems: list[str]) -> ResolvedSpace:
     """The space of a sweep; empty when it has problems, or when the data does not say how many classes there are."""
+    num_classes = len(source.classes) if source else None
+    num_train = source.num_train if source else None
     try:
         space = spaces.read(experiment.sweep.space)
     except SpaceError as error:
@@ -172,9 +192,18 @@ def _space(experiment: Experiment, num_classes: int | None, problems: list[str])
     known = ResolvedSpace(tuple(item for item in space.parameters if item.key in keys))
     for key, value in known.ends():
         try:
-            overrides.with_overrides(experiment, {key: value})
+            sampled = overrides.with_overrides(experiment, {key: value})
         except RequestError as error:
             found += [f"space {space.name}: {key}={value}: {problem}" for problem in error.problems]
+            continue
+        if num_train is not None and key.startswith("train.batch_size"):
+            found += [f"space {space.name}: {problem}" for problem in _batch_problems(sampled, num_train)]
+    found += [
+        f"space {space.name}: {item.key} is shared by all trials of a sweep, so it cannot vary within one. "
+        "Set it as an override word, and run one sweep for each value."
+        for item in known.parameters
+        if not item.key.startswith(SAMPLED_GROUPS) or item.key in SHARED_KEYS
+    ]
     problems += found
     return ResolvedSpace(()) if found or num_classes is None else space.resolve(num_classes, distinct_query_nums)
 

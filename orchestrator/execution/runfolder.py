@@ -47,20 +47,33 @@ class RunFolder:
     def trial(self, number: int) -> Path:
         return self.path / "trials" / f"{number:04d}"
 
-    def write_experiment(self, experiment: Experiment, *, data_digest: str, classes: Sequence[str]) -> None:
-        """What was run, with what; rewritten by each driver that goes on."""
+    def checkpoints(self, number: int) -> Path:
+        return self.trial(number) / "checkpoints"
+
+    def write_experiment(self, experiment: Experiment, *, data_digest: str, classes: Sequence[str]) -> list[str]:
+        """What was run, and by which drivers: one entry is added for this one.
+
+        Returns:
+            What differs from the last driver's code and versions, a sentence each.
+        """
+        path = self.path / "experiment.json"
+        earlier = json.loads(path.read_text())["drivers"] if path.exists() else []
+        driver = {
+            "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
+            "git_commit": git_commit(),
+            "versions": {"python": platform.python_version(), **versions()},
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
         write_json(
-            self.path / "experiment.json",
+            path,
             {
                 "experiment": experiment.model_dump(mode="json"),
                 "classes": list(classes),
                 "data_digest": data_digest,
-                "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
-                "git_commit": git_commit(),
-                "versions": {"python": platform.python_version(), **versions()},
-                "written": datetime.now(UTC).isoformat(timespec="seconds"),
+                "drivers": [*earlier, driver],
             },
         )
+        return _changes(earlier[-1], driver) if earlier else []
 
     def write_bad_images(self, bad: Sequence[BadImage]) -> None:
         """What was skipped, and why; one JSON object a line."""
@@ -76,6 +89,11 @@ class RunFolder:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(metrics) + "\n")
+
+    def remove_leftovers(self) -> None:
+        """Remove what a killed driver was writing; only for the holder of the lease."""
+        for leftover in self.path.glob(".best.*"):
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def remove_scratch(self) -> None:
         """Remove what Ray wrote for itself: the journal and the checkpoints are all that a resume reads."""
@@ -96,6 +114,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    old = {"commit": before["git_commit"], **before["versions"]}
+    new = {"commit": now["git_commit"], **now["versions"]}
+    return [f"{name} {old.get(name)} -> {value}" for name, value in new.items() if old.get(name) != value]
 
 
 def versions() -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray.train
 import ray.tune
+from ray.train.v2.api.config import FailureConfig
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from cluster.runtime import apply_environment
@@ -89,6 +90,8 @@ def run_trial(config: dict[str, Any], *, context: TrialContext) -> None:
         run_config=ray.train.RunConfig(
             name=f"trial-{config['number']:04d}-{time.time_ns()}",  # our checkpoints resume it, not Train's
             storage_path=f"{context.run_folder}/train",
+            # A group that is not placed within worker_start_timeout_s fails its trial; by default Train tries for ever.
+            failure_config=FailureConfig(controller_failure_limit=0),
             callbacks=[to_tune],  # type: ignore[list-item]  # its signature names another of Ray's bases
         ),
     ).fit()

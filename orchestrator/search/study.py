@@ -59,9 +59,9 @@ class SweepStudy:
         self._study = optuna.create_study(
             storage=storage, study_name=experiment.name, direction="maximize", load_if_exists=True
         )
-        if not self._study.get_trials(deepcopy=False):
-            for point in space.points():
-                self._study.enqueue_trial(point)
+        enqueued = len(self._study.get_trials(deepcopy=False))  # fewer than all: killed in this loop
+        for point in space.points()[enqueued:]:
+            self._study.enqueue_trial(point)
         # A driver killed between a report and its verdict left the verdict to us.
         for trial in self._running():
             if trial.intermediate_values:
@@ -85,6 +85,10 @@ class SweepStudy:
             overrides = self._space.suggest(trial)
             trial.set_user_attr("overrides", overrides)
         return self._record(self._frozen(trial.number))
+
+    def has_report(self, number: int, epoch: int) -> bool:
+        """Whether this epoch of a trial has been recorded."""
+        return epoch in self._frozen(number).intermediate_values
 
     def report(self, number: int, metrics: Mapping[str, Any]) -> bool:
         """Record one epoch of a trial and decide; True when it should stop. A repeated report changes nothing.

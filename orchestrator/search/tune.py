@@ -7,6 +7,7 @@ An error of the study never escapes a hook, where Tune would lose track of its t
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +39,13 @@ class Desk:
     def lose(self) -> None:
         """Another driver took the run folder over: stop, and write nothing more."""
         self.broken = self.broken or RuntimeError("another driver has taken over this run folder's lease")
+
+    def show(self, action: Callable[[], None]) -> None:
+        """Run what only shows or writes down; its error goes to the log and disturbs no trial."""
+        try:
+            action()
+        except Exception:
+            traceback.print_exc()
 
     def guard(self, action: Callable[[], Result], otherwise: Result) -> Result:
         """Run an action of a hook; the first error is kept for the driver and ends the sweep."""
@@ -78,7 +86,7 @@ class StudySearcher(Searcher):
         if record is None:
             return Searcher.FINISHED
         desk.running += 1
-        desk.guard(lambda: desk.on_start(record), None)
+        desk.show(partial(desk.on_start, record))
         return {"number": record.number, "overrides": record.overrides}
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
@@ -105,7 +113,8 @@ class StudyScheduler(FIFOScheduler):
         desk, number = _DESKS[self._desk], trial.config["number"]
         if "mAP" not in result:
             return TrialScheduler.CONTINUE
-        desk.guard(lambda: desk.on_report(number, result), None)
+        if not desk.study.has_report(number, int(result["epoch"])):  # a resumed trial repeats its last ones
+            desk.show(partial(desk.on_report, number, result))
         pruned = desk.guard(lambda: desk.study.report(number, result), True)
         return TrialScheduler.STOP if pruned else TrialScheduler.CONTINUE
 
@@ -131,7 +140,7 @@ class StudyCallback(Callback):
             desk.study.fail(number, (trial.error_file and _read(trial.error_file)) or "Tune gave no reason.")
         elif not (desk.stop_requested or desk.broken):
             desk.study.fail(number, "Tune ended the trial before its last epoch and gave no reason.")
-        desk.on_end(next(r for r in desk.study.records() if r.number == number))
+        desk.show(partial(desk.on_end, desk.study.records()[number]))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_desk": self._desk, "_closed": set()}

@@ -126,7 +126,7 @@ def main() -> None:
     trained: list[dict[str, Any]] = []
 
     def train_batches(epoch: int) -> Iterator[Batch]:
-        rows = order.epoch_order([num_rows], seed=seed, epoch=epoch)
+        rows = order.epoch_order([num_rows], seed=seed, epoch=epoch, window=num_rows)
         return (train.take(batch) for batch in order.batches(rows, batch_size))
 
     def val_batches() -> Iterator[Batch]:

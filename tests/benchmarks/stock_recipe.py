@@ -30,6 +30,8 @@ from datasets import order, shards
 from orchestrator.config.experiment import Experiment
 from tests.benchmarks.plain_loop import Batch, decode, read_workload, train_one
 
+REPORTED = ["epoch", "mAP", "num_evaluated"]
+
 
 def decode_batch(batch: dict[str, np.ndarray], image_size: int, num_classes: int) -> dict[str, np.ndarray]:
     """Rows of shards -> images, multi-hot labels and ids."""
@@ -45,7 +47,7 @@ def materialized(folder: Path, image_size: int) -> ray.data.Dataset:
     num_classes = len(shards.read_manifest(folder).classes)
     rows = ray.data.read_parquet(str(folder), file_extensions=["parquet"])
     kwargs = {"image_size": image_size, "num_classes": num_classes}
-    return rows.map_batches(decode_batch, fn_kwargs=kwargs).materialize()
+    return rows.map_batches(decode_batch, fn_kwargs=kwargs).materialize()  # type: ignore[arg-type]
 
 
 def train_loop(config: dict[str, Any]) -> None:
@@ -111,7 +113,7 @@ def main() -> None:
             run_config=ray.train.RunConfig(
                 name=f"trial-{tune.get_context().get_trial_id()}",
                 storage_path=str(folder),
-                callbacks=[TuneReportCallback()],
+                callbacks=[TuneReportCallback()],  # type: ignore[list-item]
             ),
         ).fit()
 
@@ -139,9 +141,9 @@ def main() -> None:
     trained = [
         {
             "overrides": overrides_of(result.config or {}),
-            "epochs": result.metrics_dataframe[["epoch", "mAP", "num_evaluated"]].to_dict("records"),
+            "epochs": result.metrics_dataframe[REPORTED].to_dict("records"),  # type: ignore[index]
         }
-        for result in results
+        for result in (results[number] for number in range(len(results)))
     ]
     arguments.result.write_text(json.dumps({"trained": trained, "seconds_in_trials": seconds}))
 

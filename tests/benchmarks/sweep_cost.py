@@ -2,11 +2,11 @@
 
     python -m tests.benchmarks.sweep_cost [--rounds 3] [--trials 24] [--stock-trials 4] [--json FILE]
 
-* ours: `python -m orchestrator.sweep` in a fresh run folder.
-* plain: one process, Optuna and PyTorch, the decoded images in arrays (`plain_loop`); with all cores and with
-  one thread, of which the faster one is the peer.
+* ours: `python -m orchestrator.sweep` in a fresh run folder, as many trials at a time as there are cores.
+* plain: one process, Optuna and PyTorch, the decoded images in arrays (`plain_loop`); once with a thread for
+  each core and once with one thread, of which the faster is the peer.
 * stock: Tuner + OptunaSearch + one-worker TorchTrainer + TuneReportCallback (`stock_recipe`); the first few of
-  the trials, the time in trials scaled to all of them, its start and end counted once.
+  the trials, the time in trials scaled to all of them, start and end counted once.
 
 All train the same configurations for the same epochs on the same images; nothing is pruned. Shards are written
 before the clock starts, for all three; each decodes them once, and its time is that of the whole process,
@@ -20,14 +20,14 @@ import itertools
 import json
 import os
 import platform
+import resource
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -35,28 +35,17 @@ from typing import Any
 
 import yaml
 
+from datasets import coco, digits, shards
+from tests.benchmarks.cost_table import OURS, STOCK, Measured, UnequalWorkError, checked, plain_name, scaled
+from tests.benchmarks.cost_table import summary as summarize
+from tests.benchmarks.cost_table import table as as_table
+
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 1800.0
-EPOCHS = 5
-DIGITS = {"train_images": 1000, "val_images": 256, "side": 48, "seed": 0}
+CORES = os.cpu_count() or 1
+EPOCHS, TRAIN_IMAGES, VAL_IMAGES, SIDE = 5, 768, 256, 48
 BACKBONES, HEADS, QUERY_NUMS = ("lcnet_050", "test_resnet"), ("ml_decoder", "gap"), (10, 5, 2)
-TARGET_PLAIN, TARGET_STOCK = 1.0, 0.2
-SAME_MAP = 1e-6
-OURS, STOCK = "ours", "stock recipe"
-
-
-class UnequalWorkError(RuntimeError):
-    """A side did not train what it should, so its time says nothing."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One side in one round."""
-
-    wall_s: float
-    """Of the whole sweep; scaled where only some of its trials ran."""
-    mAP: dict[str, list[float]]
-    """Configuration -> one value an epoch."""
+WORKLOAD = f"{TRAIN_IMAGES} train and {VAL_IMAGES} val digit scenes of {SIDE} px, {EPOCHS} epochs"
 
 
 def configurations(num_trials: int) -> list[dict[str, Any]]:
@@ -72,14 +61,8 @@ def configurations(num_trials: int) -> list[dict[str, Any]]:
     return found[:num_trials]
 
 
-def write_workload(folder: Path, num_trials: int) -> Path:
-    """Shards, a space whose points are all the trials, and the experiment's file, which is returned."""
-    from datasets import coco, digits, shards
-
-    scenes = digits.compose(folder / "scenes", **DIGITS)
-    for split in ("train", "val"):
-        records, classes = coco.read(scenes / "annotations" / f"instances_{split}.json", scenes / split)
-        shards.write(records, classes, folder / "shards" / split, split=split)
+def write_space(path: Path, num_trials: int) -> None:
+    """A space whose points are all the trials, each with every value given."""
     space = {
         "parameters": {
             "model.head": {"choice": list(HEADS)},
@@ -89,53 +72,86 @@ def write_workload(folder: Path, num_trials: int) -> Path:
         },
         "points": configurations(num_trials),
     }
+    path.write_text(yaml.safe_dump(space, sort_keys=False))
+
+
+def write_workload(folder: Path, num_trials: int) -> Path:
+    """Shards, the space, and the experiment's file, which is returned."""
+    scenes = digits.compose(folder / "scenes", train_images=TRAIN_IMAGES, val_images=VAL_IMAGES, side=SIDE, seed=0)
+    for split in ("train", "val"):
+        records, classes = coco.read(scenes / "annotations" / f"instances_{split}.json", scenes / split)
+        shards.write(records, classes, folder / "shards" / split, split=split, source={"scenes": SIDE})
+    write_space(folder / "space.yaml", num_trials)
+    shards_of = {"root": str(folder / "shards"), "train_split": "train", "val_split": "val"}
+    sweep = {"trials": num_trials, "max_concurrent": min(CORES, num_trials), "pruner": {"name": "none"}}
     experiment = {
         "name": "sweep_cost",
-        "data": {
-            "source": "shards",
-            "root": str(folder / "shards"),
-            "train_split": "train",
-            "val_split": "val",
-            "image_size": DIGITS["side"],
-        },
+        "data": {"source": "shards", **shards_of, "image_size": SIDE},
         "model": {"feature_stride": 16, "embed_dim": 128, "num_heads": 4, "feedforward_dim": 256},
         "optim": {"weight_decay": 1e-2},
         "train": {"epochs": EPOCHS, "batch_size": 64, "ema_decay": 0.99},
-        "sweep": {"space": str(folder / "space.yaml"), "trials": num_trials, "pruner": {"name": "none"}},
-        "cluster": {"use_gpu": False},
+        "sweep": {"space": str(folder / "space.yaml"), **sweep},
+        "cluster": {"use_gpu": False, "cpus_per_worker": 1},
         "output": {"root": str(folder / "runs")},
     }
-    (folder / "space.yaml").write_text(yaml.safe_dump(space, sort_keys=False))
     (folder / "experiment.yaml").write_text(yaml.safe_dump(experiment, sort_keys=False))
     return folder / "experiment.yaml"
 
 
-def run(module: str, words: Sequence[str], log: Path) -> float:
-    """Wall seconds of `python -m module words` from start to exit; raises RuntimeError when it fails."""
+def run(module: str, words: Sequence[str], log: Path) -> tuple[float, float | None]:
+    """`python -m module words` from start to exit.
+
+    Returns:
+        Wall seconds, and the share of the machine that was busy with anything but this process (and but its
+        children, as far as it waited for them); None where that cannot be told.
+
+    Raises:
+        RuntimeError: it failed; the message ends with its output.
+    """
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    environment |= {"CUDA_VISIBLE_DEVICES": ""}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
     environment.setdefault("RAY_AUTH_MODE", "disabled")
+    command = [sys.executable, "-m", module, *words]
     with log.open("wb") as output:
-        started = time.monotonic()
-        code = subprocess.run(
-            [sys.executable, "-m", module, *words],
-            cwd=ROOT,
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            timeout=TIMEOUT_S,
-        ).returncode
-        seconds = time.monotonic() - started
-    if code:
-        raise RuntimeError(f"{module} ended with exit code {code}:\n{log.read_text(errors='replace')[-4000:]}")
-    return seconds
+        machine_before, own_before, started = machine_cpu_s(), children_cpu_s(), time.monotonic()
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, timeout=TIMEOUT_S
+        )
+        seconds, machine_after = time.monotonic() - started, machine_cpu_s()
+    if done.returncode:
+        tail = log.read_text(errors="replace")[-4000:]
+        raise RuntimeError(f"{module} ended with exit code {done.returncode}:\n{tail}")
+    if machine_before is None or machine_after is None:
+        return seconds, None
+    busy = machine_after - machine_before - (children_cpu_s() - own_before)
+    return seconds, max(0.0, busy / (seconds * CORES))
+
+
+def machine_cpu_s() -> float | None:
+    """CPU seconds that the machine has worked since it started; None where there is no /proc/stat."""
+    try:
+        user, nice, system, _, _, irq, softirq, *_ = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:])
+    except FileNotFoundError:
+        return None
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+def children_cpu_s() -> float:
+    """CPU seconds of the child processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def judged(trained: Sequence[Mapping[str, Any]], num_trials: int) -> dict[str, list[float]]:
+    """The mAP of the first `num_trials` configurations, if those and no others were trained in full."""
+    return checked(trained, configurations(num_trials), epochs=EPOCHS, val_images=VAL_IMAGES)
 
 
 def measure_ours(experiment: Path, num_trials: int) -> Measured:
     """A sweep in a fresh run folder, and what its records say."""
     runs = experiment.parent / "runs"
     shutil.rmtree(runs, ignore_errors=True)
-    seconds = run("orchestrator.sweep", [str(experiment)], experiment.parent / "ours.log")
+    seconds, _ = run("orchestrator.sweep", [str(experiment)], experiment.parent / "ours.log")
     [folder] = runs.glob("sweep_cost-*")
     trained = []
     for row in json.loads((folder / "leaderboard.json").read_text()):
@@ -143,15 +159,15 @@ def measure_ours(experiment: Path, num_trials: int) -> Measured:
             raise UnequalWorkError(f"trial {row['number']} of ours is {row['state']}, not complete")
         lines = (folder / "trials" / f"{row['number']:04d}" / "metrics.jsonl").read_text().splitlines()
         trained.append({"overrides": row["overrides"], "epochs": [json.loads(line) for line in lines]})
-    return Measured(seconds, checked(trained, configurations(num_trials)))
+    return Measured(seconds, judged(trained, num_trials))
 
 
 def measure_plain(experiment: Path, num_trials: int, threads: int) -> Measured:
     """The plain loop, fresh."""
     result = experiment.parent / "plain.json"
     words = [str(experiment), str(result), "--threads", str(threads)]
-    seconds = run("tests.benchmarks.plain_loop", words, experiment.parent / "plain.log")
-    return Measured(seconds, checked(json.loads(result.read_text())["trained"], configurations(num_trials)))
+    seconds, others = run("tests.benchmarks.plain_loop", words, experiment.parent / "plain.log")
+    return Measured(seconds, judged(json.loads(result.read_text())["trained"], num_trials), others)
 
 
 def measure_stock(experiment: Path, num_trials: int, stock_trials: int) -> Measured:
@@ -159,47 +175,10 @@ def measure_stock(experiment: Path, num_trials: int, stock_trials: int) -> Measu
     result = experiment.parent / "stock.json"
     shutil.rmtree(experiment.parent / "stock_results", ignore_errors=True)
     words = [str(experiment), str(result), "--trials", str(stock_trials)]
-    seconds = run("tests.benchmarks.stock_recipe", words, experiment.parent / "stock.log")
+    seconds, _ = run("tests.benchmarks.stock_recipe", words, experiment.parent / "stock.log")
     found = json.loads(result.read_text())
     wall = scaled(seconds, found["seconds_in_trials"], stock_trials, num_trials)
-    return Measured(wall, checked(found["trained"], configurations(num_trials)[:stock_trials]))
-
-
-def scaled(wall_s: float, in_trials_s: float, done: int, wanted: int) -> float:
-    """Wall seconds of `wanted` trials, from those of `done`: start and end once, the rest in proportion."""
-    return wall_s - in_trials_s + in_trials_s * wanted / done
-
-
-def checked(trained: Sequence[Mapping[str, Any]], wanted: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """Configuration -> mAP of each epoch.
-
-    Raises:
-        UnequalWorkError: a configuration is missing, unknown or trained twice, or an epoch or image is.
-    """
-    found: dict[str, list[float]] = {}
-    for trial in trained:
-        name = identity(trial["overrides"])
-        if name in found:
-            raise UnequalWorkError(f"{name} was trained twice")
-        if [int(epoch["epoch"]) for epoch in trial["epochs"]] != list(range(1, EPOCHS + 1)):
-            raise UnequalWorkError(f"{name} was not trained for epochs 1 to {EPOCHS}: {trial['epochs']}")
-        if any(epoch["num_evaluated"] != DIGITS["val_images"] for epoch in trial["epochs"]):
-            raise UnequalWorkError(f"{name} was not judged on {DIGITS['val_images']} images: {trial['epochs']}")
-        found[name] = [float(epoch["mAP"]) for epoch in trial["epochs"]]
-    if differing := found.keys() ^ {identity(overrides) for overrides in wanted}:
-        raise UnequalWorkError(f"these were not trained by both: {sorted(differing)}")
-    return found
-
-
-def identity(overrides: Mapping[str, Any]) -> str:
-    """A configuration as text that does not depend on the order of its keys."""
-    return " ".join(f"{key}={overrides[key]}" for key in sorted(overrides))
-
-
-def largest_difference(some: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[float]]) -> float:
-    """Of the mAP of any epoch of any configuration that both have."""
-    pairs = ((name, epoch) for name in some.keys() & other.keys() for epoch in range(EPOCHS))
-    return max(abs(some[name][epoch] - other[name][epoch]) for name, epoch in pairs)
+    return Measured(wall, judged(found["trained"], stock_trials))
 
 
 def machine() -> dict[str, Any]:
@@ -209,67 +188,10 @@ def machine() -> dict[str, Any]:
     versions = {name: metadata.version(name) for name in ("ray", "torch", "timm", "optuna", "numpy")}
     return {
         "cpu": (names or [platform.processor() or platform.machine()])[0],
-        "cores": os.cpu_count() or 1,
+        "cores": CORES,
         "versions": {"python": platform.python_version(), **versions},
         "date": datetime.now(UTC).date().isoformat(),
     }
-
-
-def plain_name(threads: int) -> str:
-    return f"plain loop, {threads} thread" + ("s" if threads > 1 else "")
-
-
-def summary(rounds: Sequence[Mapping[str, Measured]], num_trials: int) -> dict[str, Any]:
-    """Medians, ratios and differences over the rounds; the plain loop counts with its best setting."""
-    walls = {side: [measured[side].wall_s for measured in rounds] for side in rounds[0]}
-    medians = {side: statistics.median(values) for side, values in walls.items()}
-    peer = min((side for side in walls if side.startswith("plain")), key=medians.__getitem__)
-    differences = {
-        side: max(largest_difference(measured[OURS].mAP, measured[side].mAP) for measured in rounds)
-        for side in walls
-        if side != OURS
-    }
-    return {
-        "trials": num_trials,
-        "walls_s": walls,
-        "peer": peer,
-        "ours_over_plain": medians[OURS] / medians[peer],
-        "ours_over_stock": medians[OURS] / medians[STOCK],
-        "per_round": {side: [a / b for a, b in zip(walls[OURS], walls[side], strict=True)] for side in (peer, STOCK)},
-        "largest_difference_of_mAP": differences,
-    }
-
-
-def table(found: Mapping[str, Any], on: Mapping[str, Any], stock_trials: int) -> str:
-    """What a person reads; plain text, as it goes into the README."""
-    trials, threads = found["trials"], {OURS: f"{min(on['cores'], found['trials'])} trials x 1", STOCK: "1 trial x 1"}
-    lines = [
-        f"a sweep of {trials} trials: {DIGITS['train_images']} train and {DIGITS['val_images']} val digit scenes of "
-        f"{DIGITS['side']} px, {EPOCHS} epochs, nothing pruned",
-        f"{'side':28} {'threads':>12} {'wall s: median (min - max)':>28} {'s per trial':>12}",
-    ]
-    for side, walls in found["walls_s"].items():
-        median = statistics.median(walls)
-        name = f"{side}, {stock_trials} trials scaled" if side == STOCK else side
-        spread = f"{median:.1f} ({min(walls):.1f} - {max(walls):.1f})"
-        shown = threads.get(side) or f"1 trial x {side.split()[2]}"
-        lines.append(f"{name:28} {shown:>12} {spread:>28} {median / trials:12.2f}")
-    for side, key, target in (
-        (found["peer"], "ours_over_plain", TARGET_PLAIN),
-        (STOCK, "ours_over_stock", TARGET_STOCK),
-    ):
-        ratios = found["per_round"][side]
-        verdict = "met" if found[key] <= target else "missed"
-        lines.append(
-            f"ours / {side}: {found[key]:.2f} (rounds {min(ratios):.2f} - {max(ratios):.2f}); "
-            f"at most {target:g} is the target: {verdict}"
-        )
-    for side, difference in found["largest_difference_of_mAP"].items():
-        note = "equal" if difference <= SAME_MAP else "its batches differ" if side == STOCK else "rounding differs"
-        lines.append(f"largest difference of an mAP, ours and {side}: {difference:.1e} ({note})")
-    versions = ", ".join(f"{name} {version}" for name, version in on["versions"].items())
-    lines.append(f"{on['cpu']}, {on['cores']} cores; {versions}; {on['date']}; {len(found['walls_s'][OURS])} rounds")
-    return "\n".join(lines)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -282,25 +204,27 @@ def main(argv: Sequence[str]) -> None:
     arguments = parser.parse_args(argv)
     if not 1 <= arguments.stock_trials <= arguments.trials or arguments.rounds < 1:
         parser.error("rounds >= 1 and 1 <= stock-trials <= trials must hold")
-    on, rounds = machine(), []
-    settings = sorted({1, on["cores"]}, reverse=True)
+    threads = {OURS: f"{min(CORES, arguments.trials)} trials x 1"}
+    threads |= {plain_name(n): f"1 trial x {n}" for n in sorted({1, CORES}, reverse=True)} | {STOCK: "1 trial x 1"}
+    rounds = []
     with tempfile.TemporaryDirectory(prefix="sweep_cost_") as temporary:
-        folder = arguments.keep or Path(temporary)
+        folder = (arguments.keep or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        experiment = write_workload(folder.resolve(), arguments.trials)
+        experiment = write_workload(folder, arguments.trials)
         for number in range(arguments.rounds):
             measured = {OURS: measure_ours(experiment, arguments.trials)}
-            for threads in settings:
-                measured[plain_name(threads)] = measure_plain(experiment, arguments.trials, threads)
+            for n in sorted({1, CORES}, reverse=True):
+                measured[plain_name(n)] = measure_plain(experiment, arguments.trials, n)
             measured[STOCK] = measure_stock(experiment, arguments.trials, arguments.stock_trials)
             rounds.append(measured)
             walls = "; ".join(f"{side} {one.wall_s:.1f} s" for side, one in measured.items())
             print(f"round {number + 1} of {arguments.rounds}: {walls}", flush=True)
-    found = summary(rounds, arguments.trials)
-    print(table(found, on, arguments.stock_trials))
+    found, on = summarize(rounds, arguments.trials), machine()
+    print(as_table(found, threads, WORKLOAD, on, arguments.stock_trials))
     if arguments.json:
         each = [{side: asdict(one) for side, one in measured.items()} for measured in rounds]
-        arguments.json.write_text(json.dumps({"machine": on, "summary": found, "rounds": each}, indent=1) + "\n")
+        content = {"machine": on, "workload": WORKLOAD, "threads": threads, "summary": found, "rounds": each}
+        arguments.json.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":
