@@ -182,3 +182,16 @@ def test_pruning_races_within_a_head(tmp_path: Path, experiment: Experiment, spa
         by_head.setdefault(record.overrides["model.head"], record.number)
     assert not study.report(by_head["gap"], metrics(1, 0.8))
     assert not study.report(by_head["ml_decoder"], metrics(1, 0.3))
+
+
+def test_points_survive_a_driver_that_dies_while_it_enqueues_them(
+    tmp_path: Path, experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digits = spaces.read("digits").resolve(10, distinct_query_nums)
+    with monkeypatch.context() as patch:
+        patch.setattr(ResolvedSpace, "points", lambda self: [dict(self.first[0])])  # it got no further
+        SweepStudy(tmp_path / "journal", experiment, digits, 4)
+    study = SweepStudy(tmp_path / "journal", experiment, digits, 4)
+    asked = [study.next_trial() for _ in range(4)]
+    for record, point in zip(asked, digits.points(), strict=True):
+        assert record is not None and point.items() <= record.overrides.items()
