@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -26,6 +27,8 @@ from optuna.trial import FrozenTrial, TrialState
 from orchestrator.config.experiment import PrunerConfig
 from orchestrator.search.pruner import Report, should_prune
 from orchestrator.search.study import STATES, drop_torn_line
+from trainables import checkpoint_files
+from trainables.checkpoint_files import COUNTERS, MANIFEST
 
 ROOT = Path(__file__).parent.parent
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
@@ -34,6 +37,7 @@ TAG = "FAULT_TEST_TAG"
 """In the environment of a driver and of everything that it starts, so that leftovers are found."""
 REPORT = r"running +epoch [1-9]\d*/"
 """A line that says that a trial finished an epoch."""
+MARK_S = 1e6
 SPACE = """\
 parameters:
   model.head: {choice: [ml_decoder, gap]}
@@ -214,10 +218,20 @@ def metrics(run: Path, number: int) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def saved_epoch(run: Path, number: int) -> int:
-    """Epoch of a trial's newest checkpoint; 0 without one."""
-    folders = sorted((run / "trials" / f"{number:04d}" / "checkpoints").glob("epoch-*"))
-    return int(folders[-1].name.removeprefix("epoch-")) if folders else 0
+def checkpoint_of(run: Path, number: int) -> tuple[int, Path | None]:
+    """Epoch and folder of a trial's newest checkpoint; 0 and None without one."""
+    found = checkpoint_files.latest(run / "trials" / f"{number:04d}" / "checkpoints")
+    return (found[1].epoch, found[0]) if found else (0, None)
+
+
+def mark(folder: Path) -> None:
+    """Make a checkpoint tell of MARK_S seconds more: only a trial that goes on from it reports so many."""
+    counters, manifest = (json.loads((folder / name).read_text()) for name in (COUNTERS, MANIFEST))
+    counters["seconds"] += MARK_S
+    text = json.dumps(counters)
+    (folder / COUNTERS).write_text(text)
+    manifest[COUNTERS] = {"bytes": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
 def check_verdicts(run: Path, epochs: int, pruner: PrunerConfig) -> int:

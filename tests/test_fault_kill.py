@@ -29,43 +29,43 @@ class Left:
 
     states: dict[int, str]
     saved: dict[int, int]
-    """Newest checkpoint of each trial."""
-    lines: dict[int, int]
-    """Reports of each trial."""
-    frozen: dict[str, bytes]
-    """Files of the trials that had ended."""
+    """Epoch of each trial's newest checkpoint."""
+    reported: dict[int, int]
+    """Last epoch that each trial had reported."""
+    frozen: dict[Path, bytes]
+    """Reports and newest checkpoint of the trials that had ended."""
 
 
 def look(run: Path) -> Left:
+    """Note what lies there, and mark the checkpoints of interrupted trials."""
     states = faults.states(run)
-    return Left(
-        states,
-        {number: faults.saved_epoch(run, number) for number in states},
-        {number: len(faults.metrics(run, number)) for number in states},
-        {
-            str(path.relative_to(run)): path.read_bytes()
-            for number, state in states.items()
-            if state != "running"
-            for path in (run / "trials" / f"{number:04d}").rglob("*")
-            if path.is_file()
-        },
-    )
+    saved: dict[int, int] = {}
+    frozen: dict[Path, bytes] = {}
+    for number, state in states.items():
+        saved[number], checkpoint_folder = faults.checkpoint_of(run, number)
+        if state != "running":
+            assert checkpoint_folder is not None
+            files = [run / "trials" / f"{number:04d}" / "metrics.jsonl", *checkpoint_folder.iterdir()]
+            frozen |= {path: path.read_bytes() for path in files}
+        elif checkpoint_folder is not None:
+            faults.mark(checkpoint_folder)
+    reported = {number: max((line["epoch"] for line in faults.metrics(run, number)), default=0) for number in states}
+    return Left(states, saved, reported, frozen)
 
 
 def check_since(run: Path, left: Left) -> int:
-    """Nothing that had ended was touched, and what was interrupted went on; how many did."""
-    assert {name: (run / name).read_bytes() for name in left.frozen} == left.frozen
+    """Nothing that had ended was trained again, and what was interrupted went on; how many trials did."""
+    assert {path: path.read_bytes() for path in left.frozen} == left.frozen
     went_on = 0
     for number, state in left.states.items():
-        new = faults.metrics(run, number)[left.lines[number] :]
-        if state != "running":
-            assert new == []
-        elif new:  # its first report repeats that of its checkpoint, the next ones follow without a gap
-            first = max(1, left.saved[number])
-            assert [line["epoch"] for line in new][:1] == [first], (
-                f"trial {number} went on from epoch {new[0]['epoch']}"
-            )
-            went_on += left.saved[number] > 0
+        lines = faults.metrics(run, number)
+        # A driver killed after it wrote a line and before it recorded the report writes the line again.
+        epochs = list(dict.fromkeys(line["epoch"] for line in lines))
+        assert epochs == list(range(1, len(epochs) + 1))
+        new = [line for line in lines if line["epoch"] > max(left.reported[number], left.saved[number])]
+        if state == "running" and left.saved[number] and new:
+            assert all(line["seconds"] > faults.MARK_S for line in new), f"trial {number} started anew"
+            went_on += 1
     return went_on
 
 
@@ -115,7 +115,9 @@ def test_a_trial_killed_and_resumed_equals_an_undisturbed_one_bit_for_bit(tmp_pa
                 driver.wait_for(r"running +epoch 2/6")
                 time.sleep(random.uniform(0, 0.3))
                 driver.kill()
-            assert 2 <= faults.saved_epoch(faults.run_folder(folder), 0) < 6
+            epoch, left = faults.checkpoint_of(faults.run_folder(folder), 0)
+            assert left is not None and 2 <= epoch < 6
+            faults.mark(left)
         with Driver(*command) as driver:
             assert driver.finish() == 0, driver.output
         runs.append(faults.run_folder(folder))
@@ -134,6 +136,7 @@ def test_a_trial_killed_and_resumed_equals_an_undisturbed_one_bit_for_bit(tmp_pa
         for run in runs
     ]
     assert len(curves[0]) == 6 and curves[0] == curves[1]
+    assert faults.metrics(runs[1], 0)[-1]["seconds"] > faults.MARK_S  # it did go on, instead of starting anew
     models = [(run / "best/model.safetensors").read_bytes() for run in runs]
     assert models[0] == models[1]
 

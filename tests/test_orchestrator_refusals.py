@@ -71,7 +71,7 @@ def coco_root(tmp_path: Path) -> Path:
     root = tmp_path / "coco"
     for split in ("train2017", "val2017"):
         (root / split).mkdir(parents=True)
-        annotations(root, split).parent.mkdir(exist_ok=True)
+        instances(root, split).parent.mkdir(exist_ok=True)
         tree = {
             "images": [{"id": number, "file_name": f"{number}.jpg"} for number in (1, 2)],
             "annotations": [
@@ -80,11 +80,11 @@ def coco_root(tmp_path: Path) -> Path:
             ],
             "categories": [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}],
         }
-        annotations(root, split).write_text(json.dumps(tree))
+        instances(root, split).write_text(json.dumps(tree))
     return root
 
 
-def annotations(root: Path, split: str) -> Path:
+def instances(root: Path, split: str) -> Path:
     return root / "annotations" / f"instances_{split}.json"
 
 
@@ -126,9 +126,9 @@ def test_mistakes_of_the_data_and_of_the_space_are_printed_together(refused: Ref
 
 
 def test_a_missing_annotation_file_is_refused_by_name(refused: Refused, coco_root: Path) -> None:
-    annotations(coco_root, "val2017").unlink()
+    instances(coco_root, "val2017").unlink()
     [line] = refused("coco_mini", f"data.root={coco_root}")
-    assert str(annotations(coco_root, "val2017")) in line and "No such file" in line
+    assert str(instances(coco_root, "val2017")) in line and "No such file" in line
 
 
 def test_a_data_set_without_a_folder_is_refused(refused: Refused, tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_data_set_without_a_folder_is_refused(refused: Refused, tmp_path: Path
 
 
 def test_a_truncated_annotation_file_is_refused_by_name(refused: Refused, coco_root: Path) -> None:
-    path = annotations(coco_root, "train2017")
+    path = instances(coco_root, "train2017")
     path.write_bytes(path.read_bytes()[:-20])
     [line] = refused("coco_mini", f"data.root={coco_root}")
     assert str(path) in line and "valid JSON" in line and "truncated" in line
@@ -145,7 +145,7 @@ def test_a_truncated_annotation_file_is_refused_by_name(refused: Refused, coco_r
 
 @pytest.mark.parametrize("name", ["../outside.jpg", "/etc/passwd", "a/../../outside.jpg"])
 def test_a_file_name_that_leaves_the_image_folder_is_refused(refused: Refused, coco_root: Path, name: str) -> None:
-    change(annotations(coco_root, "train2017"), "images", 1, file_name=name)
+    change(instances(coco_root, "train2017"), "images", 1, file_name=name)
     said = "\n".join(refused("coco_mini", f"data.root={coco_root}"))
     assert "images[1]" in said and name in said
 
@@ -157,13 +157,13 @@ def test_a_link_out_of_the_image_folder_is_refused(refused: Refused, coco_root: 
 
 
 def test_a_category_that_does_not_exist_is_refused(refused: Refused, coco_root: Path) -> None:
-    change(annotations(coco_root, "val2017"), "annotations", 0, category_id=99)
+    change(instances(coco_root, "val2017"), "annotations", 0, category_id=99)
     said = "\n".join(refused("coco_mini", f"data.root={coco_root}"))
     assert "annotations[0]" in said and "category_id 99 is not in 'categories'" in said
 
 
 def test_splits_with_other_classes_are_refused(refused: Refused, coco_root: Path) -> None:
-    change(annotations(coco_root, "val2017"), "categories", 1, name="wolf")
+    change(instances(coco_root, "val2017"), "categories", 1, name="wolf")
     [line] = refused("coco_mini", f"data.root={coco_root}")
     assert "dog" in line and "wolf" in line
 
@@ -267,7 +267,7 @@ def spoiled(tmp_path: Path) -> Callable[[int], list[str]]:
 
     def make(num_bad: int) -> list[str]:
         root = digits.compose(tmp_path / "scenes", train_images=120, val_images=40, side=32, seed=0)
-        records, _ = coco.read(annotations(root, "train"), root / "train")
+        records, _ = coco.read(instances(root, "train"), root / "train")
         for record in records[7 : 7 + num_bad]:
             Path(record.path).write_bytes(Path(record.path).read_bytes()[:50])
         splits = ["data.train_split=train", "data.val_split=val", "data.image_size=32"]
@@ -286,7 +286,7 @@ def test_a_single_unreadable_image_is_skipped_counted_and_listed(
     [folder] = (tmp_path / "runs").glob("digits-*")
     assert f"skipped 1 unreadable images, listed in {folder / 'bad_images.jsonl'}" in out.replace("\n", "")
     [listed] = [json.loads(line) for line in (folder / "bad_images.jsonl").read_text().splitlines()]
-    records, _ = coco.read(annotations(tmp_path / "scenes", "train"), tmp_path / "scenes" / "train")
+    records, _ = coco.read(instances(tmp_path / "scenes", "train"), tmp_path / "scenes" / "train")
     assert (listed["image_id"], listed["path"]) == (records[7].image_id, Path(records[7].path).name)
     assert listed["reason"]
     [row] = json.loads((folder / "leaderboard.json").read_text())

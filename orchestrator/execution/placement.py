@@ -55,7 +55,7 @@ def _connect(request: Request) -> str:
             num_cpus=config.num_cpus,
             object_store_bytes=store_bytes(request.experiment),
             # Ray Train frees the CPUs of a stopped trial's workers only once the dashboard has told it of the stop.
-        dashboard=config.dashboard or config.workers > 0,
+            dashboard=config.dashboard or config.workers > 0,
         )
     except ConnectionError as error:
         raise RequestError(
