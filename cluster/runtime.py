@@ -47,10 +47,10 @@ def connect(
 
     Returns a sentence that says which, and why. Does nothing when this process is connected already.
     """
-    if ray.is_initialized():
-        return "this process was connected to Ray already"
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = address or os.environ.get("RAY_ADDRESS")
+    if ray.is_initialized():
+        return f"cluster at {address}" if address else "this process was connected to Ray already"
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
         ray.init(address=address, **common)
         return f"cluster at {address}"

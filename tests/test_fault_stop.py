@@ -44,36 +44,32 @@ def test_a_trial_that_tune_drops_is_told_failed_and_the_sweep_ends(tmp_path: Pat
     assert "failed" in found.values(), f"nothing was dropped, so nothing was tested: {found}"
 
 
-def workers(driver: Driver) -> set[int]:
-    """Processes of Ray Train's worker groups."""
-    return {pid for pid, title in driver.processes().items() if re.match(r"ray::.*TrainWorker", title)}
-
-
 def test_a_pruned_trial_with_a_worker_group_frees_its_workers_within_fifteen_seconds(tmp_path: Path) -> None:
-    words = faults.words(tmp_path, "sweep.trials=3", "train.epochs=3", "model.head=gap", "cluster.workers=1")
+    words = faults.words(tmp_path, "sweep.trials=3", "train.epochs=2", "model.head=gap", "cluster.workers=1")
     (tmp_path / "space.yaml").write_text(
         "parameters:\n  optim.lr: {float: [1e-7, 1e-2], log: true}\n"
         "points:\n  - {optim.lr: 1e-2}\n  - {optim.lr: 1e-7}\n"
     )
     with Driver("orchestrator.sweep", *words) as driver:
+
+        def of_train(title: str = r"RayTrainWorker|PlacementGroupCleaner") -> set[int]:
+            """A worker holds the CPU's memory, and the cleaner is the last to go: it gives the reserved CPU back."""
+            return {pid for pid, found in driver.processes().items() if re.match(rf"ray::({title})", found)}
+
         driver.wait_for(r"trials at a time: 1 ")  # so the third trial needs the CPU that the pruned one held
         driver.wait_for(r"trial +1 .*started", timeout_s=90)
         before: set[int] = set()
         while not driver.matching(r"trial +1 pruned"):
-            before |= workers(driver)
+            before |= of_train()
             time.sleep(0.05)
         verdict = time.monotonic()
-        assert before
-        faults.wait_until(
-            lambda: not (workers(driver) & before), 15, lambda: f"still there: {workers(driver) & before}"
-        )
+        assert len(before) >= 2
+        faults.wait_until(lambda: not of_train() & before, 15, lambda: f"still there: {driver.processes()}")
         freed_s = time.monotonic() - verdict
-        driver.wait_for(r"trial +2 running +epoch 1/3", timeout_s=60)
+        faults.wait_until(lambda: of_train("RayTrainWorker"), 60, lambda: driver.output)
         next_s = time.monotonic() - verdict
     assert faults.states(faults.run_folder(tmp_path))[1] == "pruned"
-    print(
-        f"workers of a pruned trial were gone after {freed_s:.1f} s; the next trial's first epoch after {next_s:.1f} s"
-    )
+    print(f"a pruned trial gave its CPU back after {freed_s:.1f} s; the next trial had its worker after {next_s:.1f} s")
 
 
 def test_a_second_driver_on_a_run_folder_is_refused_and_harms_nothing(tmp_path: Path) -> None:
