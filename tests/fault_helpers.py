@@ -155,8 +155,9 @@ class Driver:
     def wait_until_alone(self, timeout_s: float = 30.0) -> None:
         """Wait until nothing that the driver started is left that could train or write."""
 
-        def others() -> dict[int, str]:
-            return {pid: title for pid, title in self.processes().items() if title not in AGENTS}
+        def others() -> dict[int, str]:  # a worker that is being started waits for its node half a minute, idle
+            found = self.processes().items()
+            return {pid: title for pid, title in found if title.startswith("ray::") and title not in AGENTS}
 
         wait_until(lambda: not others(), timeout_s, lambda: f"left behind: {others()}")
 
