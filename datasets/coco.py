@@ -9,18 +9,15 @@ import contextlib
 import io
 import json
 import os
-import re
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
 from pycocotools.coco import COCO
 
 from datasets import files
-from datasets.schema import DataError, Record
+from datasets.schema import DataError, Record, listed
 
-_SHOWN = 10  # problems in one message
 _KEYS: dict[str, dict[str, type]] = {
     "images": {"id": int, "file_name": str},
     "annotations": {"id": int, "image_id": int, "category_id": int},
@@ -56,9 +53,7 @@ def read(
     # Ids can be compared only when every entry has them, so the second look waits for the first.
     problems = list(_malformed(tree)) or [*_inconsistent(tree), *_escaping(tree["images"], root)]
     if problems:
-        more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        listed = "".join(f"\n  {problem}" for problem in problems[:_SHOWN])
-        raise DataError(f"{annotations} must follow COCO's format, but:{listed}{more}\nCorrect the file.")
+        raise DataError(f"{annotations} must follow COCO's format, but:{listed(problems)}\nCorrect the file.")
 
     coco = COCO()
     coco.dataset = tree
@@ -143,32 +138,7 @@ def _inconsistent(tree: dict[str, Any]) -> Iterator[str]:
 
 def _escaping(images: list[dict[str, Any]], root: Path) -> Iterator[str]:
     """File names that are no path inside `root`, or are a link out of it."""
-    real_folder = lru_cache(maxsize=None)(os.path.realpath)  # COCO keeps 100,000 images in one folder
+    name_problem = files.name_checker(root)
     for position, image in enumerate(images):
-        name = image["file_name"]
-        where = f"images[{position}] (id {image['id']}): file_name {name!r}"
-        if problem := _bad_name(name):
-            yield f"{where} {problem}"
-            continue
-        folder, leaf = os.path.split(root / name)
-        path = os.path.join(real_folder(folder), leaf)
-        if os.path.islink(path):
-            path = os.path.realpath(path)
-        if not path.startswith(f"{root}{os.sep}"):
-            yield f"{where} leads out of the image folder through a link"
-
-
-def _bad_name(name: str) -> str | None:
-    if not name or "\0" in name:
-        return "is empty or holds a NUL"
-    if name != name.encode(errors="ignore").decode():
-        return "is not valid Unicode"
-    if "\\" in name:
-        return "holds a backslash; separate folders by /"
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", name):
-        return "starts with a URL scheme or a drive"
-    if name.startswith("/"):
-        return "is absolute"
-    if ".." in name.split("/"):
-        return "goes up by '..'"
-    return None
+        if problem := name_problem(image["file_name"]):
+            yield f"images[{position}] (id {image['id']}): file_name {image['file_name']!r} {problem}"

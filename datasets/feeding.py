@@ -12,6 +12,11 @@ BUFFER_BYTES = 300 * MIB
 """What a streaming worker may hold of decoded images whose batch is not due yet."""
 
 
+def crop_share(config: DataConfig) -> float | None:
+    """What `transforms.fit` asks for: None where images are squashed."""
+    return config.crop_share if config.resize == "center_crop" else None
+
+
 def decoded_bytes(num_images: int, image_size: int) -> int:
     """Bytes of `num_images` decoded uint8 RGB images."""
     return num_images * 3 * image_size * image_size
@@ -28,7 +33,8 @@ def choose_feeding(config: DataConfig, num_images: int, object_store_bytes: int)
     Raises:
         DataError: `data.feeding=resident` was asked for and cannot fit, with the arithmetic.
     """
-    need, share = decoded_bytes(num_images, config.image_size), config.resident_share * object_store_bytes
+    largest_side = max(config.image_size, config.train_side or 0)  # of nearly all images where they differ
+    need, share = decoded_bytes(num_images, largest_side), config.resident_share * object_store_bytes
     facts = f"{num_images} decoded images take {need / MIB:,.0f} MiB, the stated share is {share / MIB:,.0f} MiB"
     if config.feeding == "resident" and RESIDENT_COPIES * need > object_store_bytes:
         raise DataError(

@@ -35,6 +35,20 @@ def epoch_order(group_rows: Sequence[int], *, seed: int, epoch: int, window: int
     return arrival[np.argsort(np.arange(num_rows) + generator.uniform(0, window, num_rows), kind="stable")]
 
 
+def repeated(epoch_rows: np.ndarray, repeats: int) -> np.ndarray:
+    """An epoch of the same length in which each row stands `repeats` times in a row (arXiv 1902.05509).
+
+    The rows are the first ceil(N / repeats) of `epoch_rows`. The copies of one lie in one global batch, but for the
+    few that a border between two batches divides.
+
+    Raises:
+        ValueError: `repeats` is less than 1.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, but got {repeats}. Raise augment.repeats.")
+    return epoch_rows if repeats == 1 else np.repeat(epoch_rows, repeats)[: len(epoch_rows)]
+
+
 def num_batches(num_rows: int, batch_size: int) -> int:
     """Batches in an epoch that uses every row once."""
     return -(-num_rows // batch_size)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -20,6 +21,12 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 class DataError(ValueError):
     """The data or the request about it is wrong: what must hold, what was found, and the way out."""
+
+
+def listed(problems: Sequence[str], shown: int = 10) -> str:
+    """The first problems, one an indented line, and how many more there are: a part of a DataError's message."""
+    more = [f"and {len(problems) - shown} more"] if len(problems) > shown else []
+    return "".join(f"\n  {line}" for line in [*problems[:shown], *more])
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ MAX_PIXELS = 50_000_000
 _PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
 """The fallback's readers; rarer formats are left out because each is another parser for untrusted input."""
 
+_LONGEST = 8  # short sides
+
 
 class BadImageError(ValueError):
     """An image that cannot be decoded whole; the message is the reason, without any path."""
@@ -52,6 +54,30 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     return _decode_with_pillow(data, max_pixels)
 
 
+def fit(image: np.ndarray, side: int, *, crop_share: float | None = None) -> np.ndarray:
+    """An image as it is fed and judged: squashed to a square, or its centre at its own aspect.
+
+    Args:
+        image: (H, W, 3) uint8.
+        side: wanted height and width in pixels.
+        crop_share: None squashes. A number resizes the short side to round(side / crop_share) and cuts the square
+            out of the middle, as is the custom on ImageNet (0.875: 256, then 224).
+
+    Returns:
+        (side, side, 3) uint8.
+    """
+    if crop_share is None:
+        return resize(image, side)
+    height, width, _ = image.shape
+    short = min(height, width)
+    # What lies beyond is cut off anyway; resized, the long side of a thread of pixels would fill the memory.
+    image = _centre(image, min(height, _LONGEST * short), min(width, _LONGEST * short))
+    height, width, _ = image.shape
+    short_wanted = round(side / crop_share)
+    resized = _interpolate(image, height * short_wanted // short, width * short_wanted // short)
+    return np.ascontiguousarray(_centre(resized, side, side))
+
+
 def resize(image: np.ndarray, side: int) -> np.ndarray:
     """Resize to a square, ignoring the aspect: bilinear with antialiasing, computed and rounded in uint8.
 
@@ -62,15 +88,7 @@ def resize(image: np.ndarray, side: int) -> np.ndarray:
     Returns:
         (side, side, 3) uint8; `image` itself where it has that size already.
     """
-    if image.shape[:2] == (side, side):
-        return image
-    # Imported here so that a process whose images need no resize does not pay for torch.
-    import torch
-    from torch.nn.functional import interpolate
-
-    pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)[None]
-    resized = interpolate(pixels, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
-    return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
+    return _interpolate(image, side, side)
 
 
 def to_chw(image: np.ndarray) -> np.ndarray:
@@ -82,6 +100,24 @@ def encode(image: np.ndarray) -> bytes:
     """(H, W, 3) uint8 RGB -> JPEG of quality 95 without chroma subsampling, for images stored resized."""
     pixels = np.ascontiguousarray(image)
     return simplejpeg.encode_jpeg(pixels, quality=95, colorspace="RGB", colorsubsampling="444")
+
+
+def _centre(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A view of the middle (height, width, 3) of an image that is at least as large."""
+    top, left = round((image.shape[0] - height) / 2), round((image.shape[1] - width) / 2)
+    return image[top : top + height, left : left + width]
+
+
+def _interpolate(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    if image.shape[:2] == (height, width):
+        return image
+    # Imported here so that a process whose images need no resize does not pay for torch.
+    import torch
+    from torch.nn.functional import interpolate
+
+    pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)[None]
+    resized = interpolate(pixels, size=(height, width), mode="bilinear", antialias=True, align_corners=False)
+    return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
 
 
 def _check_size(height: int, width: int, max_pixels: int) -> None:

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 COMMANDS = {
     "sweep": "search a space for the best classifier; without arguments: the digits experiment",
     "train": "train one configuration, without a search",
+    "table": "the brief's tables: measured, published and computed; the command that fills each empty cell",
 }
 
 

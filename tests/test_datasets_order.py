@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -60,3 +62,38 @@ def test_a_large_set_is_read_a_few_row_groups_at_a_time() -> None:
 def test_a_small_set_is_permuted_as_a_whole() -> None:
     rows = order.epoch_order([64] * 16, seed=0, epoch=0, window=1024)
     assert len(set(rows[:64] // 64)) > 8
+
+
+@settings(deadline=None)
+@given(GROUPS, st.integers(1, 5), st.integers(0, 9))
+def test_repeats_keep_the_length_of_an_epoch_and_take_its_first_images(
+    group_rows: list[int], repeats: int, epoch: int
+) -> None:
+    rows = order.epoch_order(group_rows, seed=3, epoch=epoch, window=64)
+    repeated = order.repeated(rows, repeats)
+    distinct = -(-len(rows) // repeats)
+    assert len(repeated) == len(rows)
+    assert list(dict.fromkeys(repeated.tolist())) == rows[:distinct].tolist()  # in the order of the epoch
+    counts = np.unique(repeated, return_counts=True)[1]
+    assert (np.sort(counts)[1:] == repeats).all()  # all but at most one, which the end of the epoch cuts
+    positions = [np.flatnonzero(repeated == row) for row in rows[:distinct]]
+    assert all(np.ptp(where) == len(where) - 1 for where in positions)  # side by side
+
+
+@settings(deadline=None)
+@given(GROUPS, st.integers(1, 16), st.integers(1, 4))
+def test_copies_of_an_image_share_a_global_batch_unless_its_border_divides_them(
+    group_rows: list[int], batch_size: int, repeats: int
+) -> None:
+    rows = order.repeated(order.epoch_order(group_rows, seed=0, epoch=0, window=64), repeats)
+    parts = order.batches(rows, batch_size)
+    assert len(parts) == order.num_batches(sum(group_rows), batch_size)
+    for before, after in pairwise(parts):
+        assert len(set(before.tolist()) & set(after.tolist())) <= 1
+
+
+def test_one_repeat_changes_nothing_and_none_is_refused() -> None:
+    rows = order.epoch_order([40, 3], seed=0, epoch=0, window=8)
+    assert order.repeated(rows, 1) is rows
+    with pytest.raises(ValueError, match="repeats must be at least 1, but got 0"):
+        order.repeated(rows, 0)

@@ -53,8 +53,8 @@ def decoded_by_hand(folder: Path, side: int) -> dict[int, np.ndarray]:
     return {row["image_id"]: pixels(row["image"], side) for row in rows}
 
 
-def pixels(data: bytes, side: int) -> np.ndarray:
-    return transforms.to_chw(transforms.resize(transforms.decode(data), side))
+def pixels(data: bytes, side: int, crop_share: float | None = None) -> np.ndarray:
+    return transforms.to_chw(transforms.fit(transforms.decode(data), side, crop_share=crop_share))
 
 
 def assert_same(first: Sequence[Batch], second: Sequence[Batch]) -> None:
@@ -100,6 +100,8 @@ def test_a_set_is_resident_where_it_fits_the_stated_share_of_the_store_and_says_
     assert feeding.choose_feeding(config, 1024, 24 * MIB) == ("resident", facts.format(12))
     assert feeding.choose_feeding(config, 1024, 24 * MIB - 2) == ("streaming", facts.format(12))
     assert feeding.choose_feeding(config, 1024, 20 * MIB) == ("streaming", facts.format(10))
+    larger = config.model_copy(update={"train_side": 128})
+    assert feeding.choose_feeding(larger, 256, 24 * MIB - 2)[0] == "streaming"
 
 
 @pytest.mark.parametrize("asked", FEEDINGS)
@@ -117,9 +119,14 @@ def test_a_resident_set_that_cannot_fit_is_refused_with_the_arithmetic() -> None
         feeding.choose_feeding(config, 1024, 23 * MIB)
 
 
+def test_images_are_cropped_only_where_that_was_asked_for() -> None:
+    assert feeding.crop_share(DataConfig(crop_share=0.9)) is None
+    assert feeding.crop_share(DataConfig(resize="center_crop", crop_share=0.9)) == 0.9
+
+
 def test_reading_is_asked_for_once_a_row_group_in_the_order_of_need(digits_shards: Path) -> None:
     train, _ = open_both(digits_shards)
-    items = pipeline._items(train, np.array([299, 5, 130, 4, 256]))
+    items = pipeline._items(train, np.array([299, 5, 5, 130, 4, 256, 299]))
     assert [(item["file"], item["row_group"], item["start"], item["rows"]) for item in items] == [
         ("shard-00002.parquet", 0, 256, [0, 43]),
         ("shard-00000.parquet", 0, 0, [4, 5]),
@@ -195,21 +202,47 @@ class TestBatches:
         for image_id, image in zip(ids(resident), joined(resident)["image"], strict=True):
             np.testing.assert_array_equal(image, by_hand["val"][image_id])
 
+    @pytest.mark.parametrize("world_size", [1, 2])
+    def test_repeated_images_are_fed_alike_and_an_epoch_is_as_long_as_ever(
+        self, feeds: dict[str, Feed], by_hand: dict[str, dict[int, np.ndarray]], world_size: int
+    ) -> None:
+        once = ids(feeds["resident"].train_batches(1, seed=SEED, batch_size=BATCH))
+        parts: dict[str, list[list[Batch]]] = {
+            feeding: [
+                list(feed.train_batches(1, seed=SEED, batch_size=BATCH, rank=rank, world_size=world_size, repeats=3))
+                for rank in range(world_size)
+            ]
+            for feeding, feed in feeds.items()
+        }
+        for resident, streaming in zip(parts["resident"], parts["streaming"], strict=True):
+            assert_same(resident, streaming)
+        batches = [joined(shares) for shares in zip(*parts["streaming"], strict=True)]
+        assert [len(batch["image_id"]) for batch in batches] == [43, 43, 43, 43, 43, 43, 42]
+        assert ids(batches) == [image_id for image_id in once[:100] for _ in range(3)]
+        for image_id, image in zip(ids(batches), joined(batches)["image"], strict=True):
+            np.testing.assert_array_equal(image, by_hand["train"][image_id])
+
     @pytest.mark.parametrize("feeding", FEEDINGS)
     def test_a_batch_smaller_than_the_workers_is_refused(self, feeds: dict[str, Feed], feeding: str) -> None:
         with pytest.raises(ValueError, match="every worker needs an image of every batch"):
             next(iter(feeds[feeding].train_batches(0, seed=0, batch_size=2, world_size=3)))
 
     @pytest.mark.parametrize("feeding", FEEDINGS)
-    def test_real_photographs_arrive_as_decoded_and_resized_by_hand(self, tmp_path: Path, feeding: str) -> None:
+    @pytest.mark.parametrize(("crop_share", "train_side"), [(None, None), (0.875, None), (0.875, 80)])
+    def test_real_photographs_arrive_as_decoded_and_resized_by_hand(
+        self, tmp_path: Path, feeding: str, crop_share: float | None, train_side: int | None
+    ) -> None:
         expected = {}
+        shape = {"train": (train_side, None) if train_side else (64, crop_share), "val": (64, crop_share)}
         for split, name in (("train", "train2017"), ("val", "val2017")):
             records, classes = coco.read(COCO_MINI / "annotations" / f"instances_{name}.json", COCO_MINI / name)
             shards.write(records, classes, tmp_path / split, split=name, rows_per_group=64)
-            expected[split] = {r.image_id: pixels(Path(r.path).read_bytes(), 64) for r in records}
+            expected[split] = {r.image_id: pixels(Path(r.path).read_bytes(), *shape[split]) for r in records}
         assert sum(map(len, expected.values())) == 159
         train, val = open_both(tmp_path)
-        feed = pipeline.make_resident(train, val, 64) if feeding == "resident" else Feed(train, val, 64)
+        feed = Feed(train, val, 64, None, crop_share, train_side)
+        if feeding == "resident":
+            feed = pipeline.make_resident(train, val, 64, crop_share, train_side)
         for split, batches in {
             "train": list(feed.train_batches(0, seed=SEED, batch_size=16)),
             "val": list(feed.val_batches(32)),
@@ -292,6 +325,21 @@ class TestStreaming:
                 ray.kill(actor)
         assert len(shares[0]) + len(shares[1]) == len(whole)
         assert {*shares[0], *shares[1]} == set(whole)
+
+    def test_copies_are_decoded_once_and_kept_until_the_last(
+        self, feeds: dict[str, Feed], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[int] = []
+        decoded = pipeline._decoded
+
+        def spy(items: list[dict[str, Any]], *how: Any) -> ray.data.Dataset:
+            asked.extend(item["start"] + row for item in items for row in item["rows"])
+            return decoded(items, *how)
+
+        monkeypatch.setattr(pipeline, "_decoded", spy)
+        batches = list(feeds["streaming"].train_batches(0, seed=SEED, batch_size=BATCH, repeats=3))
+        assert len(asked) == len(set(asked)) == 100
+        assert len(ids(batches)) == 300
 
     def test_an_epoch_that_is_left_stops_its_readers(self, feeds: dict[str, Feed]) -> None:
         once = feeds["streaming"].train

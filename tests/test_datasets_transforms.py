@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import simplejpeg
 from PIL import Image, ImageFile
+from torchvision.transforms import v2
 
 from datasets import transforms
-from datasets.transforms import BadImageError, decode, encode, resize, to_chw
+from datasets.transforms import BadImageError, decode, encode, fit, resize, to_chw
 
 COCO_MINI = Path(__file__).parents[1].parent / "shared" / "data" / "coco-mini"
 
@@ -163,6 +164,48 @@ def test_resize_agrees_with_pillow_and_takes_read_only_arrays() -> None:
     ours = resize(np.asarray(picture), 32)
     theirs = np.asarray(picture.resize((32, 32), Image.Resampling.BILINEAR))
     assert np.abs(ours.astype(int) - theirs).max() <= 1
+
+
+def torchvision_crop(image: Image.Image, side: int, crop_share: float) -> np.ndarray:
+    resized = v2.functional.resize(image, [round(side / crop_share)], v2.InterpolationMode.BILINEAR, antialias=True)
+    return np.asarray(v2.functional.center_crop(resized, [side, side]))
+
+
+@pytest.mark.parametrize("size", [(90, 150), (150, 90), (101, 67), (64, 64), (40, 300), (33, 20)])
+@pytest.mark.parametrize(("side", "crop_share"), [(32, 0.875), (31, 0.875), (32, 1.0), (48, 0.95), (24, 0.5)])
+def test_a_centre_crop_is_that_of_torchvision(size: tuple[int, int], side: int, crop_share: float) -> None:
+    picture = _picture(*size)
+    ours = fit(np.asarray(picture), side, crop_share=crop_share)
+    assert ours.shape == (side, side, 3)
+    assert ours.flags.c_contiguous
+    difference = np.abs(ours.astype(int) - torchvision_crop(picture, side, crop_share))
+    assert difference.max() <= 2
+    assert difference.mean() < 0.2
+
+
+def test_a_centre_crop_of_photographs_is_that_of_torchvision() -> None:
+    for path in sorted((COCO_MINI / "val2017").glob("*.jpg"))[:4]:
+        picture = Image.open(path).convert("RGB")
+        difference = np.abs(
+            fit(np.asarray(picture), 64, crop_share=0.875).astype(int) - torchvision_crop(picture, 64, 0.875)
+        )
+        assert difference.max() <= 2, path.name
+
+
+def test_without_a_crop_share_the_image_is_squashed() -> None:
+    image = np.asarray(_picture())
+    assert (fit(image, 24) == resize(image, 24)).all()
+    assert (fit(image, 24, crop_share=1.0) != resize(image, 24)).any()
+
+
+@pytest.mark.parametrize("size", [(1, 200_000), (200_000, 1), (1, 1)])
+def test_the_centre_of_a_thread_of_pixels_takes_no_more_memory_than_others(size: tuple[int, int]) -> None:
+    image = np.zeros((*size, 3), np.uint8)
+    long_side = int(np.argmax(size))
+    image[tuple(slice(90_000, 110_000) if axis == long_side else slice(None) for axis in range(2))] = 255
+    cropped = fit(image, 16, crop_share=0.875)  # resized whole it would be 18 x 3,600,000 pixels
+    assert cropped.shape == (16, 16, 3)
+    assert (cropped == (255 if max(size) > 1 else 0)).all()
 
 
 def test_to_chw_and_encode() -> None:

@@ -130,7 +130,7 @@ def test_a_trial_killed_and_resumed_equals_an_undisturbed_one_bit_for_bit(tmp_pa
     for ours, theirs in ((whole.tensors, resumed.tensors), (whole.best, resumed.best)):
         assert ours.keys() == theirs.keys()
         assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
-    deciding = ("epoch", "step", "best_map", "best_epoch")
+    deciding = ("epoch", "step", "best_score", "best_epoch")
     assert all(getattr(whole.counters, name) == getattr(resumed.counters, name) for name in deciding)
     curves = [
         {line["epoch"]: (line["loss"], line["lr"], line["mAP"], line["best_mAP"]) for line in faults.metrics(run, 0)}

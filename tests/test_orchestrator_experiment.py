@@ -18,8 +18,10 @@ FREE = {
     "data.root": "/elsewhere",
     "data.feeding": "streaming",
     "data.resident_share": "0.2",
+    "data.word_vectors": "elsewhere.txt",
     "model.num_classes": "10",
     "model.in_features": "512",
+    "model.weights": "elsewhere.pth",
     "output.root": "s3://bucket/runs",
     "sweep.space": "coco",
     "sweep.trials": "99",
@@ -42,6 +44,14 @@ DECISIVE = {
     "data.val_split": "b",
     "data.keep_unlabelled": "false",
     "data.image_size": "64",
+    "data.train_list": "a.txt",
+    "data.val_list": "a.txt",
+    "data.label_list": "a.txt",
+    "data.unseen_list": "three model.head=word_decoder data.word_vectors=digits",
+    "data.drop_unseen": "false",
+    "data.resize": "center_crop",
+    "data.crop_share": "0.9",
+    "data.train_side": "64",
     "data.mean": "0,0,0",
     "data.std": "1,1,1",
     "data.rows_per_group": "64",
@@ -59,7 +69,29 @@ DECISIVE = {
     "model.num_heads": "8",
     "model.feedforward_dim": "64",
     "model.dropout": "0.3",
+    "model.weights_part": "backbone",
+    "model.task": "single_label",
+    "model.drop_path": "0.1",
+    "model.gradient_checkpointing": "true",
+    "model.freeze": "backbone",
+    "augment.crop": "random_resized",
+    "augment.crop_scale": "0.2,1",
+    "augment.flip": "0.5",
+    "augment.cutout": "0.5",
+    "augment.cutout_probability": "0.5",
+    "augment.rand_augment": "ml_decoder",
+    "augment.rand_magnitude": "5",
+    "augment.rand_magnitude_std": "0",
+    "augment.mixup": "0.2",
+    "augment.cutmix": "1",
+    "augment.repeats": "3",
+    "words.noise": "0.1",
+    "words.num_mixed": "4",
+    "words.num_random": "4",
     "loss.name": "bce",
+    "loss.reduction": "mean",
+    "loss.label_smoothing": "0.1 loss.name=cross_entropy model.task=single_label",
+    "loss.target_threshold": "0.2 loss.name=bce",
     "loss.gamma_pos": "1",
     "loss.gamma_neg": "2",
     "loss.clip": "0.1",
@@ -68,10 +100,16 @@ DECISIVE = {
     "optim.weight_decay": "0.5",
     "optim.beta1": "0.5",
     "optim.beta2": "0.5",
+    "optim.name": "lamb",
+    "optim.momentum": "0.8",
+    "optim.head_lr_multiple": "10",
+    "optim.milestones": "0.5,0.75",
     "optim.schedule": "cosine",
     "optim.warmup_share": "0.5",
     "optim.clip_norm": "1",
     "train.epochs": "3",
+    "train.image_size": "32",
+    "train.image_size_start": "32",
     "train.batch_size": "32",
     "train.batch_size_per_worker": "16",
     "train.lr_scaling": "sqrt",
@@ -103,7 +141,11 @@ def test_where_and_how_long_does_not_count(key: str, value: str) -> None:
 
 @pytest.mark.parametrize(("key", "value"), DECISIVE.items())
 def test_what_decides_a_result_counts(key: str, value: str) -> None:
-    assert signed(f"{key}={value}") != signed()
+    value, *needed = value.split(" ")  # what the value can only be set with
+    before = needed
+    if key == "optim.milestones":  # which this schedule cannot do without
+        needed, before = ["optim.schedule=step"], ["optim.schedule=step", "optim.milestones=0.3"]
+    assert signed(f"{key}={value}", *needed) != signed(*before)
 
 
 def test_every_key_is_on_one_of_the_two_lists() -> None:

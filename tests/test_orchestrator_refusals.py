@@ -109,10 +109,10 @@ def test_an_unknown_experiment_is_refused_with_the_nearest_and_all(refused: Refu
 
 
 def test_several_mistakes_are_printed_at_once(refused: Refused) -> None:
-    lines = refused("digits", "optm.lr=1", "train.epochs=0", "model.head=mldecoder", "model.backbone=resnet5", "oops=")
+    lines = refused("digits", "optm.lr=1", "train.epochs=-1", "model.head=mldecoder", "model.backbone=resnet5", "oops=")
     assert len(lines) == 5 and all(line.startswith("error: ") for line in lines)
     said = "\n".join(lines)
-    for part in ("optm.lr", "train.epochs >= 1", "model.head must be one of", "model.backbone=resnet5", "oops"):
+    for part in ("optm.lr", "train.epochs >= 0", "model.head must be one of", "model.backbone=resnet5", "oops"):
         assert part in said
 
 

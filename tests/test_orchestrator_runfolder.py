@@ -44,7 +44,7 @@ def test_the_bundle_holds_the_best_weights_and_what_is_needed_to_use_them(tmp_pa
     record = TrialRecord(3, "complete", {"model.backbone": "resnet10t", "model.head": "gap"}, 8, 0.9)
     assert write_best(folder, experiment, record, ["x", "y"]) is None  # it left no checkpoint
     snapshot = Snapshot(
-        Counters(epoch=8, best_map=0.9, best_epoch=7), {"model/w": torch.zeros(2)}, {"w": torch.ones(2)}
+        Counters(epoch=8, best_score=0.9, best_epoch=7), {"model/w": torch.zeros(2)}, {"w": torch.ones(2)}
     )
     checkpoint.write(folder.checkpoints(3), snapshot, keep=1)
     for _ in range(2):  # the second replaces the first

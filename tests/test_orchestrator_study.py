@@ -68,7 +68,7 @@ def test_states_are_told_as_they_ended(tmp_path: Path, experiment: Experiment, s
     study.fail(2, "out of memory")
     for epoch in (2, 3, 4):
         assert not study.report(0, metrics(epoch, 0.5 + epoch / 100))
-    states = {record.number: (record.state, record.epochs, record.mAP) for record in study.records()}
+    states = {record.number: (record.state, record.epochs, record.score) for record in study.records()}
     assert states == {0: ("complete", 4, 0.54), 1: ("pruned", 1, 0.4), 2: ("failed", 0, None), 3: ("running", 0, None)}
     assert [record.number for record in study.leaderboard()] == [0, 1, 3, 2]
     study.fail(0, "too late")

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import timm
 import torch
+from torch import nn
 
 from trainables.backbones import Backbone
+from trainables.classifier import build
+from trainables.config import ModelConfig
 
 torch.set_num_threads(1)
 
@@ -49,22 +52,29 @@ SLOW = {
 }
 
 
-def _untrained(backbone: Backbone) -> list[str]:
+def _untrained(backbone: nn.Module) -> list[str]:
     trainable = [(name, p) for name, p in backbone.named_parameters() if p.requires_grad]
     assert trainable
     return [name for name, p in trainable if p.grad is None]
 
 
 @pytest.mark.parametrize("name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
-def test_a_family_gives_a_map_and_every_parameter_a_gradient(name: str) -> None:
+def test_a_family_feeds_the_decoder_and_every_parameter_gets_a_gradient(name: str) -> None:
     image_size, channels, side = {**FAST, **SLOW}[name]
-    backbone = Backbone(name, image_size=image_size)
-    features = backbone(torch.randn(2, 3, image_size, image_size))
+    config = ModelConfig(backbone=name, num_classes=7, query_num=4, embed_dim=32, num_heads=4, feedforward_dim=64)
+    model = build(config, image_size=image_size)
+    features = model.backbone(torch.randn(2, 3, image_size, image_size))
     assert features.shape == (2, channels, side, side)
     assert features.is_floating_point() and features.isfinite().all()
-    assert backbone.in_features == channels
-    features.square().sum().backward()
-    assert _untrained(backbone) == []
+    assert model.backbone.in_features == channels
+    logits = model.head(features)
+    assert logits.shape == (2, 7)
+    logits.square().sum().backward()
+    assert _untrained(model) == []
+
+
+def test_the_families_are_at_least_25() -> None:
+    assert len({re.split(r"[_0-9]", name)[0] for name in (*FAST, *SLOW)}) >= 25
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "mambaout_femto"])
@@ -161,5 +171,7 @@ def test_missing_pretrained_weights_are_a_clear_error(monkeypatch: pytest.Monkey
         return create(name, pretrained=False, **options)
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(RuntimeError, match=r"weights of 'lcnet_050' .* no network\. Set model\.pretrained"):
+    with pytest.raises(
+        RuntimeError, match=r"weights of .lcnet_050. .* no network\. Name a file .* model\.weights=FILE"
+    ):
         Backbone("lcnet_050", pretrained=True)

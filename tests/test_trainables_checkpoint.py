@@ -1,12 +1,20 @@
+"""Checkpoints: written and read whole, and an optimizer that goes on from one bit by bit."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from trainables import checkpoint, checkpoint_files
+from trainables import checkpoint, checkpoint_files, optim
 from trainables.checkpoint import Snapshot
 from trainables.checkpoint_files import CheckpointError, Counters
+from trainables.config import OptimConfig
+
+torch.set_num_threads(1)
 
 
 def snapshot(epoch: int) -> Snapshot:
@@ -62,14 +70,66 @@ def test_what_a_killed_writer_left_is_not_a_checkpoint(tmp_path: Path) -> None:
     assert latest is not None and latest.counters.epoch == 1
 
 
-def test_the_optimizer_goes_on_where_it_was() -> None:
+CONFIGS = [
+    OptimConfig.model_validate({"name": name, "lr": 0.01, "weight_decay": 0.1, "head_lr_multiple": 3.0})
+    for name in ("adamw", "adam", "sgd", "lamb")
+]
+
+
+def model() -> nn.Module:
     torch.manual_seed(0)
-    model = nn.Linear(4, 2)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    for _ in range(3):
-        model(torch.ones(1, 4)).sum().backward()
+    return nn.Sequential(OrderedDict(backbone=nn.Linear(4, 6), norm=nn.LayerNorm(6), head=nn.Linear(6, 2)))
+
+
+def train(trained: nn.Module, optimizer: torch.optim.Optimizer, config: OptimConfig, steps: range) -> None:
+    for step in steps:
+        optim.set_lr(optimizer, config.lr * optim.lr_factor(config, step, 6))
+        optimizer.zero_grad()
+        trained(torch.randn(3, 4, generator=torch.Generator().manual_seed(step))).square().sum().backward()
         optimizer.step()
-    other = torch.optim.AdamW(model.parameters(), lr=0.1)
-    checkpoint.restore_optimizer(other, checkpoint.flatten_optimizer(optimizer))
-    for one, two in zip(optimizer.state.values(), other.state.values(), strict=True):
-        assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
+def test_three_steps_a_checkpoint_and_three_more_are_bit_equal_to_six(tmp_path: Path, config: OptimConfig) -> None:
+    undisturbed = model()
+    whole = optim.build_optimizer(undisturbed, config)
+    train(undisturbed, whole, config, range(6))
+
+    first = model()
+    optimizer = optim.build_optimizer(first, config)
+    train(first, optimizer, config, range(3))
+    tensors = {
+        **checkpoint.with_prefix("model", first.state_dict()),
+        **checkpoint.with_prefix("optim", checkpoint.flatten_optimizer(optimizer)),
+    }
+    checkpoint.write(tmp_path, Snapshot(Counters(epoch=1), tensors, {}), keep=1)
+    read = checkpoint.latest(tmp_path)
+    assert read is not None
+
+    second = model()
+    second.load_state_dict(checkpoint.under("model", read.tensors))
+    resumed = optim.build_optimizer(second, config)
+    checkpoint.restore_optimizer(resumed, checkpoint.under("optim", read.tensors))
+    train(second, resumed, config, range(3, 6))
+    for name, tensor in undisturbed.state_dict().items():
+        assert torch.equal(tensor, second.state_dict()[name]), name
+    expected, got = (checkpoint.flatten_optimizer(each) for each in (whole, resumed))
+    assert expected.keys() == got.keys()
+    assert all(torch.equal(tensor, got[name]) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
+def test_without_its_state_an_optimizer_does_not_go_on_where_it_was(config: OptimConfig) -> None:
+    """The twin of the test above: equality there is not for want of a state."""
+    undisturbed, other = model(), model()
+    train(undisturbed, optim.build_optimizer(undisturbed, config), config, range(6))
+    train(other, optim.build_optimizer(other, config), config, range(3))
+    train(other, optim.build_optimizer(other, config), config, range(3, 6))
+    assert not torch.equal(other.state_dict()["head.weight"], undisturbed.state_dict()["head.weight"])
+
+
+def test_a_fresh_optimizer_has_a_state_too() -> None:
+    for config in CONFIGS:
+        optimizer = optim.build_optimizer(model(), config)
+        assert checkpoint.flatten_optimizer(optimizer) == {}
+        checkpoint.restore_optimizer(optimizer, {})

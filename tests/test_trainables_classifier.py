@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers import DropPath
 
 from trainables.classifier import GlobalAveragePooling, build
 from trainables.config import ModelConfig
 from trainables.ml_decoder import MLDecoder
+from trainables.word_decoder import WordDecoder
 
 torch.set_num_threads(1)
 
@@ -65,3 +67,61 @@ def test_in_features_is_checked() -> None:
 def test_num_classes_must_be_known() -> None:
     with pytest.raises(ValueError, match="num_classes must be known"):
         build(_config(num_classes=None))
+
+
+def test_scores_are_probabilities_of_the_task() -> None:
+    logits = torch.tensor([[0.0, 0.0, 3.0]])
+    many, one = (build(_config(num_classes=3, task=task)).scores(logits) for task in ("multi_label", "single_label"))
+    assert many[0, 0] == 0.5 and many.sum() > 1
+    assert one.sum().item() == pytest.approx(1.0) and one.argmax() == 2
+
+
+@pytest.mark.parametrize("head", ["ml_decoder", "gap"])
+def test_a_frozen_backbone_keeps_weights_and_batch_statistics(head: str) -> None:
+    model = build(_config(head=head, freeze="backbone"), image_size=64).train()
+    before = {name: tensor.clone() for name, tensor in model.backbone.state_dict().items()}
+    assert not model.backbone.training and model.head.training
+    model(torch.randn(4, 3, 64, 64)).square().sum().backward()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.backbone.state_dict().items())
+    assert {name.partition(".")[0] for name, p in model.named_parameters() if p.grad is not None} == {"head"}
+    assert {name.partition(".")[0] for name, p in model.named_parameters() if p.requires_grad} == {"head"}
+
+
+def test_drop_path_reaches_the_backbone_and_only_where_it_can() -> None:
+    def rates(**changes: Any) -> set[float]:
+        modules = build(_config(backbone="resnet18", **changes)).modules()
+        return {m.drop_prob for m in modules if isinstance(m, DropPath) and m.drop_prob}
+
+    assert rates() == set()
+    assert max(rates(drop_path=0.2)) == pytest.approx(0.2)
+    with pytest.raises(ValueError, match=r"drop_path must be 0 for 'vgg11'"):
+        build(_config(backbone="vgg11", drop_path=0.1))
+
+
+def test_gradient_checkpointing_runs_blocks_twice_to_the_same_gradients() -> None:
+    gradients, forwards = [], []
+    images = torch.randn(2, 3, 64, 64)
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        config = _config(backbone="vit_tiny_patch16_224", gradient_checkpointing=checkpointing, dropout=0.0)
+        model: Any = build(config, image_size=64)
+        calls: list[int] = []
+        model.backbone.trunk.blocks[0].register_forward_pre_hook(lambda *args, calls=calls: calls.append(1))
+        model(images).square().sum().backward()
+        forwards.append(len(calls))
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    assert forwards == [1, 2]
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_a_word_decoder_asks_with_the_words_it_is_given() -> None:
+    words = torch.randn(10, 7)
+    model = build(_config(head="word_decoder"), image_size=64, words=words).eval()
+    assert isinstance(model.head, WordDecoder)
+    images = torch.randn(2, 3, 64, 64)
+    assert model(images).shape == (2, 10)
+    assert model(images, model.head.words[:3]).shape == (2, 3)
+    for wrong in (None, words[:9]):
+        with pytest.raises(ValueError, match="a word vector for each of the 10 classes"):
+            build(_config(head="word_decoder"), words=wrong)

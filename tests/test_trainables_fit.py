@@ -73,8 +73,8 @@ def assert_equal_snapshots(first: Snapshot, second: Snapshot) -> None:
     assert {k: v for k, v in first.counters.metrics.items() if k not in ignore} == {
         k: v for k, v in second.counters.metrics.items() if k not in ignore
     }
-    assert (first.counters.best_map, first.counters.best_epoch, first.counters.step) == (
-        second.counters.best_map,
+    assert (first.counters.best_score, first.counters.best_epoch, first.counters.step) == (
+        second.counters.best_score,
         second.counters.best_epoch,
         second.counters.step,
     )
@@ -169,3 +169,57 @@ def test_a_loss_that_is_not_finite_is_an_error_that_names_the_rate() -> None:
             report=lambda metrics: None,
             device=DEVICE,
         )
+
+
+def test_the_named_objective_decides_which_weights_are_best() -> None:
+    scores = iter([(0.9, 0.1), (0.5, 0.7), (0.1, 0.3)])
+
+    def judge_twice(judged: nn.Module) -> dict:
+        return dict(zip(("mAP", "top1"), next(scores), strict=True))
+
+    _, reports, snapshots, counters = run(
+        TRAIN.model_copy(update={"epochs": 3}), evaluate=judge_twice, objective="top1"
+    )
+    assert (counters.best_score, counters.best_epoch) == (0.7, 2)
+    assert [report["best_top1"] for report in reports] == [0.1, 0.7, 0.7]
+    for name, tensor in snapshots[-1].best.items():
+        assert torch.equal(tensor, snapshots[1].tensors[f"ema/{name}"])
+
+
+def test_no_epochs_scores_the_model_as_it_is() -> None:
+    trained, reports, snapshots, counters = run(TRAIN.model_copy(update={"epochs": 0}))
+    untouched = model()
+    expected = judge(untouched)["mAP"]
+    assert [(r["epoch"], r["mAP"], r["best_mAP"]) for r in reports] == [(0, expected, expected)]
+    assert (counters.epoch, counters.best_score) == (0, expected)
+    for name, tensor in untouched.state_dict().items():
+        assert torch.equal(trained.state_dict()[name], tensor)
+        assert torch.equal(snapshots[-1].best[name], tensor)
+
+
+def test_a_loss_scale_scales_the_gradient_and_not_the_report() -> None:
+    # Without momentum, SGD's step is proportional to the gradient.
+    sgd = OptimConfig(name="sgd", momentum=0.0, lr=1e-3, schedule="constant", weight_decay=0.0)
+    one_step = {"num_batches": 1, "train_batches": lambda epoch: list(batches(epoch))[:1], "optim_config": sgd}
+    train = TRAIN.model_copy(update={"epochs": 1})
+    start = dict(model().named_parameters())
+    steps, losses = [], []
+    for scale in (1.0, 0.25):
+        trained, reports, _, _ = run(train, loss_scale=scale, **one_step)
+        steps.append({name: p.detach() - start[name] for name, p in trained.named_parameters()})
+        losses.append(reports[0]["loss"])
+    assert losses[0] == losses[1]
+    for name, step in steps[0].items():
+        torch.testing.assert_close(steps[1][name], 0.25 * step, atol=1e-8, rtol=1e-3)
+
+
+def test_inputs_decide_what_the_model_and_the_loss_see() -> None:
+    seen = []
+
+    def inputs(batch: dict, epoch: int) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+        seen.append(epoch)
+        return (torch.zeros(len(batch["labels"]), 3, 8, 8),), torch.ones(len(batch["labels"]), CLASSES)
+
+    _, reports, _, _ = run(inputs=inputs)
+    assert seen == [epoch for epoch in range(6) for _ in range(IMAGES // BATCH)]
+    assert reports[-1]["loss"] < reports[0]["loss"]

@@ -41,6 +41,16 @@ def test_ties_do_not_matter_without_ties() -> None:
     np.testing.assert_array_equal(grouped, stable)
 
 
+def test_stable_ranks_equal_scores_in_the_order_given() -> None:
+    scores, labels = _random(decimals=1)
+    order = np.lexsort((np.broadcast_to(np.arange(300)[:, None], scores.shape), -scores), axis=0)
+    ranks = order.argsort(axis=0)
+    stable = average_precision(scores, labels, ties="stable")
+    expected = [average_precision_score(y, -r) for y, r in zip(labels.T, ranks.T, strict=True)]
+    np.testing.assert_allclose(stable, expected, rtol=0, atol=1e-12)
+    assert not np.allclose(stable, average_precision(scores, labels))
+
+
 @pytest.mark.parametrize(
     "scores, labels, options, expected",
     [
@@ -134,7 +144,7 @@ def test_coco_val2014_takes_well_under_a_second() -> None:
     labels = generator.random(scores.shape) < 0.04
     start = time.process_time()
     mean_average_precision(scores, labels)
-    assert time.process_time() - start < 2.0  # 0.5 s on one idle core; the rest is for a busy one
+    assert time.process_time() - start < 0.8  # 0.09 s on one idle core; the rest is for a busy one
 
 
 def test_what_cannot_be_measured_is_refused() -> None:

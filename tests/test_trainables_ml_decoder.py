@@ -107,6 +107,25 @@ def test_logits_and_gradients_equal_timms(
         torch.testing.assert_close(gradient, expected_gradients[name], atol=1e-10, rtol=1e-10, msg=name)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("num_classes, query_num", CASES)
+def test_logits_and_gradients_equal_timms_in_float32(
+    timms_head: type[nn.Module], num_classes: int, query_num: int, shape: str
+) -> None:
+    head = _head(num_classes, query_num, feedforward_dim=2048)
+    oracle = timms_head(num_classes, query_num, EMBED_DIM, 24).eval()
+    oracle.load_state_dict(_in_timms_names(head.state_dict()))
+    ours = torch.randn(SHAPES[shape], requires_grad=True)
+    theirs = ours.detach().clone().requires_grad_()
+    for module, features in ((head, ours), (oracle, theirs)):
+        module(features).backward(_cotangent(num_classes).float())
+    torch.testing.assert_close(head(ours), oracle(theirs), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-5)
+    expected = _gradients(oracle)
+    for name, gradient in _in_timms_names(_gradients(head)).items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-5, msg=name)
+
+
 class _NoSelfAttention(nn.Module):
     def forward(self, query: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
         return query, None
@@ -166,7 +185,7 @@ def test_initial_weights_are_the_references() -> None:
 
 def test_training_drops_the_queries_per_image() -> None:
     head = _head(80, dropout=0.25).train()
-    ratio = head._noisy_queries(torch.zeros(8, 1, EMBED_DIM)) / head.queries
+    ratio = head._noisy(head.queries, 8) / head.queries
     kept = torch.isclose(ratio, torch.tensor(1 + 1 / 0.75))
     assert (kept | torch.isclose(ratio, torch.tensor(1.0))).all()
     assert kept.float().mean().item() == pytest.approx(0.75, abs=0.03)
@@ -196,15 +215,21 @@ def test_evaluation_follows_weights_written_behind_autograds_back() -> None:
         assert not torch.allclose(head(features), before)
 
 
-@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
-def test_logits_are_float32_in_bfloat16(weights: torch.dtype) -> None:
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("how", ["autocast", "weights"])
+def test_logits_are_float32_and_gradients_finite_in_half_precision(how: str, half: torch.dtype) -> None:
     head, features = _head(80, 20), torch.randn(2, 5, 24)
     expected = head(features)
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=weights == torch.float32):
-        logits = head.to(weights)(features.to(weights))
+    if how == "weights":
+        head, features = head.to(half), features.to(half)
+    with torch.autocast("cpu", dtype=half, enabled=how == "autocast"):
+        logits = head(features)
+        trained = head.train()(30 * features)
     assert logits.dtype == torch.float32
-    assert not torch.equal(logits, logits.bfloat16().float())
+    assert not torch.equal(logits, logits.to(half).float())
     torch.testing.assert_close(logits, expected, atol=0.1, rtol=0.1)
+    trained.sum().backward()
+    assert trained.isfinite().all() and all(p.grad.isfinite().all() for p in head.parameters())
 
 
 def test_float64_stays_float64() -> None:
@@ -219,8 +244,12 @@ def test_export_with_a_dynamic_batch_gives_the_same_logits() -> None:
     torch.testing.assert_close(program.module()(features), head(features))
 
 
-def test_compiles_to_one_graph() -> None:
-    explanation = torch._dynamo.explain(_head(81, 20))(torch.randn(2, 24, 3, 3))
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
+@pytest.mark.parametrize("training", [True, False])
+def test_compiles_to_one_graph(mode: Any, training: bool) -> None:
+    torch._dynamo.reset()
+    with mode():
+        explanation = torch._dynamo.explain(_head(81, 20).train(training))(torch.randn(2, 24, 3, 3))
     assert (explanation.graph_count, explanation.graph_break_count) == (1, 0)
 
 

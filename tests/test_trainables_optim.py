@@ -1,11 +1,14 @@
-"""trainables.optim: schedules, what is decayed, how a rate follows the batch, and the average's warm-up."""
+"""trainables.optim: optimizers, schedules, what is decayed, rates of head and batch, and the average's warm-up."""
 
 from __future__ import annotations
 
+from copy import deepcopy
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import timm
+import timm.optim
 import torch
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -81,6 +84,27 @@ def test_cosine_rises_in_a_line_and_falls_to_zero(warmup_share: float) -> None:
     assert len(slopes) == 1
 
 
+@pytest.mark.parametrize("milestones", [(0.5,), (0.25, 0.5, 0.75), (1 / 3, 0.7, 0.9), (0.0, 1.0)])
+@pytest.mark.parametrize("steps", [12, 30, 120])
+def test_step_equals_torchs_multi_step_at_every_step(steps: int, milestones: tuple[float, ...]) -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    at = [round(share * steps) for share in milestones]
+    theirs = torch.optim.lr_scheduler.MultiStepLR(optimizer, at, gamma=0.1)
+    expected = []
+    for _ in range(steps):
+        expected += theirs.get_last_lr()
+        optimizer.step()
+        theirs.step()
+    got = factors(steps, schedule="step", milestones=milestones, warmup_share=0.0)
+    assert got == pytest.approx(expected, rel=1e-9)
+
+
+def test_step_rises_as_cosine_does() -> None:
+    rates = factors(schedule="step", milestones=(0.5, 0.75), warmup_share=0.2)
+    assert rates[:8] == factors(schedule="cosine", warmup_share=0.2)[:8]
+    assert rates[8:] == pytest.approx([1.0] * 12 + [0.1] * 10 + [0.01] * 10)
+
+
 @pytest.mark.parametrize("schedule", ["one_cycle", "cosine"])
 def test_without_a_warm_up_the_rate_starts_at_its_peak_and_only_falls(schedule: str) -> None:
     rates = factors(schedule=schedule, warmup_share=0.0)
@@ -103,14 +127,30 @@ def test_a_very_short_training_has_rates_too(schedule: str, steps: int) -> None:
 def test_setting_the_rate_reaches_every_group() -> None:
     optimizer = optim.build_optimizer(classifier(), OptimConfig())
     optim.set_lr(optimizer, 0.125)
-    assert [group["lr"] for group in optimizer.param_groups] == [0.125, 0.125]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.125] * 4
+
+
+def of_head(trained: nn.Module) -> set[int]:
+    return {id(parameter) for name, parameter in trained.named_parameters() if name.startswith("head.")}
+
+
+def test_the_head_has_its_multiple_of_the_rate_from_the_start_and_whenever_it_is_set() -> None:
+    trained = classifier()
+    optimizer = optim.build_optimizer(trained, OptimConfig(lr=0.5, head_lr_multiple=10.0))
+    head = of_head(trained)
+    for lr in (0.5, 0.125):
+        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        assert {rates[key] for key in head} == {10 * lr}
+        assert {rates[id(p)] for p in trained.backbone.parameters()} == {lr}
+        optim.set_lr(optimizer, 0.125)
 
 
 def test_biases_and_norms_are_not_decayed() -> None:
     trained = classifier()
-    decayed, free = optim.parameter_groups(trained, 0.01)
-    assert (decayed["weight_decay"], free["weight_decay"]) == (0.01, 0.0)
-    undecayed = {id(parameter) for parameter in free["params"]}
+    groups = optim.parameter_groups(trained, 0.01)
+    by_decay: dict[float, set[int]] = {0.01: set(), 0.0: set()}
+    for group in groups:
+        by_decay[group["weight_decay"]] |= {id(parameter) for parameter in group["params"]}
     norms = {
         id(parameter)
         for module in trained.modules()
@@ -119,9 +159,60 @@ def test_biases_and_norms_are_not_decayed() -> None:
     }
     biases = {id(parameter) for name, parameter in trained.named_parameters() if name.endswith("bias")}
     assert norms and biases
-    assert norms | biases <= undecayed
+    assert norms | biases <= by_decay[0.0]
     matrices = {id(m.weight) for m in trained.modules() if isinstance(m, nn.Linear | nn.Conv2d)}
-    assert matrices <= {id(parameter) for parameter in decayed["params"]}
+    assert matrices <= by_decay[0.01]
+    assert by_decay[0.0] & of_head(trained) and by_decay[0.01] & of_head(trained)
+
+
+def test_what_the_backbone_names_is_not_decayed() -> None:
+    trained = classifier()
+    (decays,) = [
+        group["weight_decay"]
+        for group in optim.parameter_groups(trained, 0.01)
+        if any(parameter is trained.backbone.trunk.pos_embed for parameter in group["params"])
+    ]
+    assert trained.backbone.trunk.pos_embed.ndim == 3 and decays == 0.0
+
+
+def test_no_decay_at_all_leaves_a_group_for_the_head_and_one_for_the_rest() -> None:
+    groups = optim.parameter_groups(classifier(), 0.0)
+    assert [group["weight_decay"] for group in groups] == [0.0, 0.0]
+
+
+def train(trained: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 5) -> list[torch.Tensor]:
+    for step in range(steps):
+        inputs = torch.randn(8, 6, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        trained(inputs).square().sum().backward()
+        optimizer.step()
+    return [parameter.detach().clone() for parameter in trained.parameters()]
+
+
+@pytest.mark.parametrize(
+    ("config", "theirs", "options"),
+    [
+        ({"name": "adamw", "beta1": 0.8, "beta2": 0.95}, torch.optim.AdamW, {"betas": (0.8, 0.95)}),
+        ({"name": "adam", "beta1": 0.8, "beta2": 0.95}, torch.optim.Adam, {"betas": (0.8, 0.95)}),
+        ({"name": "sgd", "momentum": 0.7}, torch.optim.SGD, {"momentum": 0.7, "nesterov": True}),
+        ({"name": "sgd", "momentum": 0.0}, torch.optim.SGD, {}),
+        ({"name": "lamb", "beta1": 0.8, "beta2": 0.95}, timm.optim.Lamb, {"betas": (0.8, 0.95)}),
+    ],
+)
+def test_updates_are_bit_equal_to_the_optimizers_own(config: dict[str, Any], theirs: Any, options: dict) -> None:
+    torch.manual_seed(0)
+    ours = nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 3))
+    copy = deepcopy(ours)
+    start = [parameter.detach().clone() for parameter in ours.parameters()]
+    groups = [
+        {"params": [p for p in copy.parameters() if p.ndim == 1], "weight_decay": 0.0},
+        {"params": [p for p in copy.parameters() if p.ndim == 2], "weight_decay": 0.3},
+    ]
+    settings = OptimConfig.model_validate({"lr": 0.01, "weight_decay": 0.3, **config})
+    got = train(ours, optim.build_optimizer(ours, settings))
+    expected = train(copy, theirs(groups, lr=0.01, **options))
+    assert all(torch.equal(one, two) for one, two in zip(got, expected, strict=True))
+    assert not any(torch.equal(one, two) for one, two in zip(got, start, strict=True))
 
 
 def test_every_parameter_is_trained_once() -> None:

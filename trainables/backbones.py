@@ -40,11 +40,12 @@ class Backbone(nn.Module):
 
     `name` is timm's, with or without a weights tag. `feature_stride` takes the deepest stage whose stride is
     at most this and drops the stages after it; None is the last stage. `image_size` in pixels is needed by
-    backbones built for one size (ViT) when it differs from their own. All trainable parameters receive a
-    gradient.
+    backbones built for one size (ViT) when it differs from their own. `drop_path` is the rate of stochastic
+    depth in the last block. All trainable parameters receive a gradient.
 
     Raises ValueError for an unknown name, a stride below every stage's, an image size that the backbone
-    cannot take, a backbone without a feature map; RuntimeError when pretrained weights cannot be had.
+    cannot take, a backbone without a feature map, stochastic depth or gradient checkpointing; RuntimeError when
+    pretrained weights cannot be had.
     """
 
     def __init__(
@@ -54,13 +55,17 @@ class Backbone(nn.Module):
         pretrained: bool = False,
         feature_stride: int | None = None,
         image_size: int | None = None,
+        drop_path: float = 0.0,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         _check_name(name)
         self.readout = _probe(name, feature_stride, image_size)
         self.in_features = self.readout.in_features
-        self.trunk = _create(name, pretrained, image_size)
+        self.trunk = _create(name, pretrained, image_size, drop_path)
         _drop_unused(self.trunk, self.readout.unused)
+        if gradient_checkpointing:
+            _recompute_activations(name, self.trunk)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) float -> (B, in_features, h, w) float."""
@@ -87,10 +92,12 @@ def _own_config(name: str) -> Any:
     return timm.get_pretrained_cfg(name)
 
 
-def _create(name: str, pretrained: bool, image_size: int | None) -> nn.Module:
+def _create(name: str, pretrained: bool, image_size: int | None, drop_path: float = 0.0) -> nn.Module:
     config = _own_config(name)
     is_resized = image_size is not None and image_size != config.input_size[-1]
     options: dict[str, Any] = {"img_size": image_size} if is_resized and config.fixed_input_size else {}
+    if drop_path > 0:
+        options["drop_path_rate"] = drop_path
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
     except (OSError, RuntimeError) as error:
@@ -99,7 +106,24 @@ def _create(name: str, pretrained: bool, image_size: int | None) -> nn.Module:
         raise RuntimeError(
             f"pretrained weights of {name!r} must be in the Hugging Face cache or reachable, "
             f"but loading them failed: {error} "
-            f"Set model.pretrained=false, or fill the cache (HF_HOME) where there is a network."
+            "Name a file that you have with model.weights=FILE (and model.pretrained=false), "
+            "fill the cache (HF_HOME) where there is a network, or start without: model.pretrained=false."
+        ) from error
+    except TypeError as error:
+        if "drop_path_rate" not in str(error):
+            raise
+        raise ValueError(
+            f"drop_path must be 0 for {name!r}, which has no stochastic depth. Drop model.drop_path."
+        ) from error
+
+
+def _recompute_activations(name: str, trunk: Any) -> None:
+    try:
+        trunk.set_grad_checkpointing(True)
+    except (AssertionError, AttributeError) as error:
+        raise ValueError(
+            f"gradient_checkpointing must be false for {name!r}, which timm cannot run that way: {error!r}. "
+            "Drop model.gradient_checkpointing."
         ) from error
 
 

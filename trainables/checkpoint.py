@@ -27,18 +27,28 @@ class Snapshot:
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> Tensors:
-    """`{"<parameter index>/<name>": tensor}`; hyper-parameters are rebuilt from the configuration."""
-    state = optimizer.state_dict()["state"]
-    return {f"{index}/{name}": value for index, slots in state.items() for name, value in slots.items()}
+    """`{"<parameter index>/<name>": tensor}`, and `"group/<index>/<name>"` for what a whole group counts (LAMB's step).
+
+    A group's hyper-parameters are no tensors: they are rebuilt from the configuration.
+    """
+    whole = optimizer.state_dict()
+    flat = {f"{index}/{name}": value for index, slots in whole["state"].items() for name, value in slots.items()}
+    for index, group in enumerate(whole["param_groups"]):
+        flat |= {f"group/{index}/{name}": value for name, value in group.items() if isinstance(value, torch.Tensor)}
+    return flat
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, flat: Tensors) -> None:
     """Inverse of `flatten_optimizer`, on an optimizer built for the same model."""
+    groups = optimizer.state_dict()["param_groups"]
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in flat.items():
-        index, name = key.split("/")
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        owner, name = key.rsplit("/", 1)
+        if owner.startswith("group/"):
+            groups[int(owner.removeprefix("group/"))][name] = value
+        else:
+            state.setdefault(int(owner), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def with_prefix(prefix: str, tensors: Tensors) -> Tensors:

@@ -25,7 +25,8 @@ class Counters:
 
     epoch: int = 0
     step: int = 0
-    best_map: float = -1.0
+    best_score: float = -1.0
+    """Of the task's objective (`ModelConfig.objective`), at `best_epoch`."""
     best_epoch: int = 0
     seconds: float = 0.0
     metrics: dict[str, Any] = field(default_factory=dict)

@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from trainables import metrics
+from trainables.threshold_metrics import accuracy
+
 Prepare = Callable[[Any], torch.Tensor]
 
 
@@ -39,6 +42,25 @@ def score(model: nn.Module, batches: Iterable[Mapping[str, Any]], prepare: Prepa
         labels.append(np.asarray(batch["labels"]))
     model.train(was_training)
     return Scored(np.concatenate(ids), np.concatenate(logits), np.concatenate(labels))
+
+
+def judge(scored: Scored, task: str, unseen: Sequence[int] = ()) -> dict[str, float]:
+    """The metrics of a task, each in [0, 1].
+
+    mAP over all classes that have a positive; for `single_label` also the shares of images whose class is the
+    first guess (`top1`) and among the first five (`top5`); with `unseen` classes also the mAP over these and over
+    the others (where none of them has a positive, that one is left out). With unseen classes, mAP is what the
+    literature calls generalised.
+    """
+    found = {"mAP": metrics.mean_average_precision(scored.logits, scored.labels)}
+    if task == "single_label":
+        found["top1"], found["top5"] = accuracy(scored.logits, scored.labels, top_k=(1, 5))
+    if unseen:
+        is_unseen = np.isin(np.arange(scored.labels.shape[1]), unseen)
+        for name, columns in (("mAP_seen", ~is_unseen), ("mAP_unseen", is_unseen)):
+            if scored.labels[:, columns].any():
+                found[name] = metrics.mean_average_precision(scored.logits[:, columns], scored.labels[:, columns])
+    return found
 
 
 def merge(parts: Sequence[Scored], expected_ids: np.ndarray) -> Scored:

@@ -26,6 +26,7 @@ from trainables.config import OptimConfig, TrainConfig
 
 Batch = Mapping[str, Any]
 Metrics = dict[str, Any]
+Inputs = Callable[[Batch, int], tuple[tuple[torch.Tensor, ...], torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,10 @@ class Device:
     """uint8 (B, 3, H, W) array -> normalised float tensor on the device."""
     autocast: Callable[[], AbstractContextManager] = nullcontext
 
+    def labels(self, batch: Batch) -> torch.Tensor:
+        """Labels (B, K), float, on the device."""
+        return torch.as_tensor(batch["labels"]).to(self.device, non_blocking=True).float()
+
 
 class Diverged(RuntimeError):
     """The loss is not finite."""
@@ -64,6 +69,9 @@ def fit(
     save: Callable[[Snapshot], None] = lambda snapshot: None,
     resume: Snapshot | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    objective: str = "mAP",
+    loss_scale: float = 1.0,
+    inputs: Inputs | None = None,
     device: Device,
     world: World = World(),
     parallel: Callable[[nn.Module], nn.Module] = lambda model: model,
@@ -74,11 +82,17 @@ def fit(
         model: on `device` already; `parallel` wraps it for the forward pass (DistributedDataParallel).
         loss: logits (B, K), labels (B, K) -> the SUM over the batch. Each worker's sum is multiplied by
             `world.size`, because DDP averages gradients: together they are the gradient of the global sum.
+        loss_scale: of the gradient, for a mean instead of the sum; the loss that is reported is always the sum
+            over classes and the mean over images.
         num_batches: global batches in an epoch; the schedule's length is `num_batches * train.epochs`.
         train_batches: epoch (from 0) -> this worker's share of every global batch.
-        evaluate: model -> metrics with at least `mAP`; all workers call it.
+        inputs: a training batch and its epoch -> the model's arguments and the labels, as tensors on the device;
+            None: the images as they are.
+        evaluate: model -> metrics with at least `objective`, of which more is better; all workers call it.
         report, save: called once an epoch, `save` only when one is due.
         should_stop: polled at each step; training then ends at once, resumable from the last snapshot.
+
+    With no epochs at all the model is evaluated as it is, and that is reported as epoch 0.
 
     Raises:
         Diverged: the loss of a step is NaN or infinite.
@@ -89,6 +103,9 @@ def fit(
         counters, best = resume.counters, resume.best
         trained.restore(resume)
         report(counters.metrics)
+    elif train.epochs == 0:
+        return _evaluate_only(trained, evaluate, objective, report, save)
+    inputs = inputs or (lambda batch, epoch: ((device.prepare(batch["image"]),), device.labels(batch)))
     forward = parallel(model)
     forward.train()
     last_save = time.monotonic()
@@ -102,7 +119,10 @@ def fit(
                 return counters
             lr = optim_config.lr * optim.lr_factor(optim_config, step, num_batches * train.epochs)
             optim.set_lr(trained.optimizer, lr)
-            batch_loss = _step(forward, loss, batch, trained, device, world, optim_config.clip_norm)
+            arguments, labels = inputs(batch, epoch)
+            batch_loss = _step(
+                forward, loss, arguments, labels, trained, device, loss_scale * world.size, optim_config.clip_norm
+            )
             step += 1
             if trained.ema is not None:
                 trained.ema.update(model, step=step)
@@ -116,8 +136,8 @@ def fit(
             )
         train_seconds = time.monotonic() - started
         metrics = evaluate(trained.judged)
-        if metrics["mAP"] > counters.best_map:
-            counters = replace(counters, best_map=metrics["mAP"], best_epoch=epoch + 1)
+        if metrics[objective] > counters.best_score:
+            counters = replace(counters, best_score=metrics[objective], best_epoch=epoch + 1)
             best = _to_cpu(trained.judged.state_dict())
         seconds = counters.seconds + time.monotonic() - started
         metrics = {
@@ -125,7 +145,7 @@ def fit(
             "loss": mean_loss,
             "lr": lr,
             **metrics,
-            "best_mAP": counters.best_map,
+            f"best_{objective}": counters.best_score,
             "best_epoch": counters.best_epoch,
             "images_per_s": num_images / train_seconds,
             "seconds": seconds,
@@ -139,6 +159,23 @@ def fit(
     return counters
 
 
+def _evaluate_only(
+    trained: _Trained,
+    evaluate: Callable[[nn.Module], Metrics],
+    objective: str,
+    report: Callable[[Metrics], None],
+    save: Callable[[Snapshot], None],
+) -> Counters:
+    started = time.monotonic()
+    metrics = evaluate(trained.judged)
+    seconds, score = time.monotonic() - started, metrics[objective]
+    metrics = {"epoch": 0, **metrics, f"best_{objective}": score, "best_epoch": 0, "seconds": seconds}
+    counters = Counters(best_score=score, seconds=seconds, metrics=metrics)
+    save(trained.snapshot(counters, _to_cpu(trained.judged.state_dict())))
+    report(metrics)
+    return counters
+
+
 def seed_epoch(seed: int, epoch: int, rank: int) -> None:
     """Seed torch's generator as a function of (seed, epoch, rank), so that a resumed epoch repeats itself."""
     torch.manual_seed(int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1, np.uint64)[0]))
@@ -147,19 +184,19 @@ def seed_epoch(seed: int, epoch: int, rank: int) -> None:
 def _step(
     forward: nn.Module,
     loss: nn.Module,
-    batch: Batch,
+    arguments: tuple[torch.Tensor, ...],
+    labels: torch.Tensor,
     trained: _Trained,
     device: Device,
-    world: World,
+    scale: float,
     clip_norm: float | None,
 ) -> torch.Tensor:
     """One update; returns this worker's sum of the loss over its share of the batch."""
     with device.autocast():
-        logits = forward(device.prepare(batch["image"]))
-    labels = torch.as_tensor(batch["labels"]).to(device.device, non_blocking=True)
-    batch_loss = loss(logits.float(), labels.float())
+        logits = forward(*arguments)
+    batch_loss = loss(logits.float(), labels)
     trained.optimizer.zero_grad(set_to_none=True)
-    (batch_loss * world.size).backward()
+    (batch_loss * scale).backward()
     if clip_norm is not None:
         nn.utils.clip_grad_norm_(trained.model.parameters(), clip_norm)
     trained.optimizer.step()

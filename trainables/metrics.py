@@ -10,7 +10,7 @@ The default groups ties, so that the result does not depend on the order of imag
 a positive, about which a ranking says nothing. Pass float32 logits: in bfloat16 most scores of a class are
 tied.
 
-Shape letters: N images, K classes, P points of one precision-recall curve.
+Shape letters: N images, K classes, P positives of one class.
 """
 
 from __future__ import annotations
@@ -48,16 +48,12 @@ def average_precision(
     _check_choice("ties", ties, ("grouped", "stable"))
     _check_choice("empty", empty, ("skip", "zero"))
     _check_choice("kind", kind, ("integral", "11point"))
-    scores_NK, labels_NK = _checked_scores(scores), _checked_labels(labels)
-    if scores_NK.shape != labels_NK.shape:
-        raise ValueError(
-            f"scores and labels must have the same shape, but got {scores_NK.shape} and {labels_NK.shape}. "
-            f"Both are (images, classes)."
-        )
-    result_K = np.full(scores_NK.shape[1], np.nan if empty == "skip" else 0.0)
+    scores_NK, labels_NK = checked(scores, labels)
+    scores_KN, labels_KN = np.ascontiguousarray(scores_NK.T), np.ascontiguousarray(labels_NK.T)
+    result_K = np.full(len(scores_KN), np.nan if empty == "skip" else 0.0)
     of_curve = _integral if kind == "integral" else _eleven_point
-    for k in np.flatnonzero(labels_NK.any(axis=0)):
-        result_K[k] = of_curve(*_curve(scores_NK[:, k], labels_NK[:, k], ties))
+    for k in np.flatnonzero(labels_KN.any(axis=1)):
+        result_K[k] = of_curve(*_curve(scores_KN[k], labels_KN[k], ties))
     return result_K
 
 
@@ -92,18 +88,39 @@ def chance_level(labels: Matrix) -> float:
     return float(used_K.mean()) / labels_NK.shape[0]
 
 
+def checked(scores: Matrix, labels: Matrix) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
+    """Scores (N, K) as a floating array and 0/1 labels (N, K) as a boolean one.
+
+    Raises ValueError on shapes that differ, labels other than 0 and 1, scores that are not finite.
+    """
+    scores_NK, labels_NK = checked_scores(scores), _checked_labels(labels)
+    if scores_NK.shape != labels_NK.shape:
+        raise ValueError(
+            f"scores and labels must have the same shape, but got {scores_NK.shape} and {labels_NK.shape}. "
+            f"Both are (images, classes)."
+        )
+    return scores_NK, labels_NK
+
+
 def _curve(
     scores_N: NDArray[np.floating], labels_N: NDArray[np.bool_], ties: Ties
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """True positives and precision at each threshold, from the highest score to the lowest: (P,), (P,)."""
-    order_N = np.argsort(-scores_N, kind="stable")
-    true_positives_N = np.cumsum(labels_N[order_N], dtype=np.int64)
-    precision_N = true_positives_N / np.arange(1, order_N.size + 1)
+    """True positives and precision at the score of each positive, from the highest to the lowest: (P,), (P,).
+
+    Recall rises at these thresholds only, and at an equal recall no other has a higher precision.
+    """
     if ties == "stable":
-        return true_positives_N, precision_N
-    ranked_N = scores_N[order_N]
-    is_last_N = np.append(ranked_N[1:] != ranked_N[:-1], True)
-    return true_positives_N[is_last_N], precision_N[is_last_N]
+        ranks_P = np.flatnonzero(labels_N[np.argsort(-scores_N, kind="stable")]) + 1
+        true_positives_P = np.arange(1, ranks_P.size + 1)
+        return true_positives_P, true_positives_P / ranks_P
+    # Sorting values, not indices, and counting by binary search takes a third of an argsort's time.
+    positives_P = np.sort(scores_N[labels_N])
+    true_positives_P = _num_at_least(positives_P[::-1], positives_P)
+    return true_positives_P, true_positives_P / _num_at_least(positives_P[::-1], np.sort(scores_N))
+
+
+def _num_at_least(thresholds_P: NDArray[np.floating], ascending_N: NDArray[np.floating]) -> NDArray[np.int64]:
+    return ascending_N.size - np.searchsorted(ascending_N, thresholds_P, side="left")
 
 
 def _integral(true_positives_P: NDArray[np.int64], precision_P: NDArray[np.float64]) -> float:
@@ -118,7 +135,8 @@ def _eleven_point(true_positives_P: NDArray[np.int64], precision_P: NDArray[np.f
     return float(best_beyond_P[first_11].mean())
 
 
-def _checked_scores(scores: Matrix) -> NDArray[np.floating]:
+def checked_scores(scores: Matrix) -> NDArray[np.floating]:
+    """Scores (N, K) as a floating array; ValueError where they are not finite or have another shape."""
     scores_NK = _matrix("scores", scores)
     if not np.issubdtype(scores_NK.dtype, np.floating):
         scores_NK = scores_NK.astype(np.float64)
@@ -143,17 +161,22 @@ def _checked_labels(labels: Matrix) -> NDArray[np.bool_]:
     return positive_NK
 
 
-def _matrix(name: str, values: Matrix) -> NDArray[Any]:
+def to_array(values: Matrix) -> NDArray[Any]:
+    """An array of the values of an array or a tensor, without gradient and on the CPU."""
     if hasattr(values, "detach"):  # a tensor, so torch has been imported already
         import torch
 
         values = values.detach().cpu()
         # NumPy has no bfloat16; every bfloat16 is a float32.
         values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
-    values = np.asarray(values)
-    if values.ndim != 2:
-        raise ValueError(f"{name} must be (images, classes), but got shape {values.shape}.")
-    return values
+    return np.asarray(values)
+
+
+def _matrix(name: str, values: Matrix) -> NDArray[Any]:
+    values_NK = to_array(values)
+    if values_NK.ndim != 2:
+        raise ValueError(f"{name} must be (images, classes), but got shape {values_NK.shape}.")
+    return values_NK
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

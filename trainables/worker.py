@@ -20,12 +20,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from trainables import checkpoint, evaluation, fit, metrics
+from trainables import checkpoint, evaluation, fit
 from trainables.checkpoint_files import Counters
-from trainables.classifier import build
-from trainables.config import LossConfig, ModelConfig, OptimConfig, TrainConfig
-from trainables.losses import build_loss
+from trainables.classifier import Classifier, build
+from trainables.config import AugmentConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig, WordsConfig
+from trainables.inputs import Pixels, TrainInputs, Vocabulary
+from trainables.losses import build_loss, num_terms
+from trainables.progressive import epoch_size
 from trainables.scaling import scaled_lr, uses_bf16
+from trainables.word_decoder import WordDecoder
 
 
 class Feed(Protocol):
@@ -43,7 +46,7 @@ class Feed(Protocol):
     def num_batches(self, batch_size: int) -> int: ...
 
     def train_batches(
-        self, epoch: int, *, seed: int, batch_size: int, rank: int = 0, world_size: int = 1
+        self, epoch: int, *, seed: int, batch_size: int, rank: int = 0, world_size: int = 1, repeats: int = 1
     ) -> Iterator[dict[str, np.ndarray]]: ...
 
     def val_batches(
@@ -59,6 +62,8 @@ class Job:
     loss: LossConfig
     optim: OptimConfig
     train: TrainConfig
+    augment: AugmentConfig
+    words: WordsConfig
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     feed: Feed
@@ -66,6 +71,8 @@ class Job:
     """Of the trial; checkpoints go to `folder/checkpoints`, readable by every worker."""
     use_gpu: bool
     num_threads: int
+    vocabulary: Vocabulary | None = None
+    """Only for the word decoder."""
 
 
 def train_loop(config: dict[str, Any]) -> None:
@@ -77,10 +84,10 @@ def run(job: Job, report: Callable[[fit.Metrics], None], should_stop: Callable[[
     """Train `job` in this process, as one worker of `torch.distributed`'s world when there is one."""
     torch.set_num_threads(job.num_threads)
     world = _world()
-    device = _device(job)
+    pixels, device = _device(job)
     batch_size, lr, _ = scaled_lr(job.optim, job.train, world.size)
     torch.manual_seed(job.train.seed)  # the same start on every rank
-    model = build(job.model, image_size=job.feed.image_size).to(device.device)
+    model = build_model(job).to(device.device)
     if _channels_last(job):
         model = model.to(memory_format=torch.channels_last)
     if job.train.sync_batch_norm and world.size > 1:
@@ -98,17 +105,48 @@ def run(job: Job, report: Callable[[fit.Metrics], None], should_stop: Callable[[
         train=job.train,
         num_batches=job.feed.num_batches(batch_size),
         train_batches=lambda epoch: job.feed.train_batches(
-            epoch, seed=job.train.seed, batch_size=batch_size, rank=world.rank, world_size=world.size
+            epoch,
+            seed=job.train.seed,
+            batch_size=batch_size,
+            rank=world.rank,
+            world_size=world.size,
+            repeats=job.augment.repeats,
         ),
         evaluate=lambda judged: _evaluate(judged, job, device, world),
         report=report,
         save=save,
         resume=checkpoint.latest(checkpoints),
         should_stop=should_stop,
+        objective=job.model.objective,
+        loss_scale=1.0 if job.loss.reduction == "sum" else 1 / (batch_size * num_terms(job.loss, _num_trained(job))),
+        inputs=_inputs(job, pixels, model),
         device=device,
         world=world,
         parallel=lambda module: _parallel(module, device.device, world),
     )
+
+
+def build_model(job: Job) -> Classifier:
+    """The trial's model, as it starts."""
+    words = torch.as_tensor(job.vocabulary.vectors) if job.vocabulary else None
+    return build(job.model, image_size=job.feed.image_size, words=words)
+
+
+def _inputs(job: Job, pixels: Pixels, model: Classifier) -> TrainInputs:
+    def size(epoch: int) -> int:
+        return epoch_size(job.train, job.feed.image_size, epoch)
+
+    if job.vocabulary is None or not isinstance(model.head, WordDecoder):
+        return TrainInputs(pixels, job.augment, size, job.words)
+    seen = torch.as_tensor(job.vocabulary.seen, device=pixels.device)
+    return TrainInputs(pixels, job.augment, size, job.words, model.head.words, seen)
+
+
+def _num_trained(job: Job) -> int:
+    """Logits that the loss sees of an image."""
+    if job.vocabulary is None:
+        return job.feed.train.labels.shape[1]
+    return len(job.vocabulary.seen) + job.words.num_mixed + job.words.num_random
 
 
 def _evaluate(model: nn.Module, job: Job, device: fit.Device, world: fit.World) -> fit.Metrics:
@@ -123,10 +161,8 @@ def _evaluate(model: nn.Module, job: Job, device: fit.Device, world: fit.World) 
         parts = [None] * world.size  # type: ignore[list-item]  # filled by all_gather_object
         dist.all_gather_object(parts, mine)
     scored = evaluation.merge(parts, job.feed.val.image_ids)
-    return {
-        "mAP": metrics.mean_average_precision(scored.logits, scored.labels),
-        "num_evaluated": len(scored.image_ids),
-    }
+    unseen = job.vocabulary.unseen if job.vocabulary else ()
+    return {**evaluation.judge(scored, job.model.task, unseen), "num_evaluated": len(scored.image_ids)}
 
 
 def _world() -> fit.World:
@@ -142,27 +178,19 @@ def _world() -> fit.World:
     return fit.World(dist.get_rank(), dist.get_world_size(), all_reduce_sum)
 
 
-def _device(job: Job) -> fit.Device:
+def _device(job: Job) -> tuple[Pixels, fit.Device]:
     if not job.use_gpu:
         device = torch.device("cpu")
     elif dist.is_available() and dist.is_initialized():
         device = ray.train.torch.get_device()
     else:
         device = torch.device("cuda", 0)  # Ray shows the trial's process its own GPU only
-    # Pixels are 0..255 here, mean and std are of [0, 1].
-    mean = torch.tensor(job.mean, device=device).view(1, 3, 1, 1) * 255
-    inverse_std = 1 / (torch.tensor(job.std, device=device).view(1, 3, 1, 1) * 255)
-    layout = torch.channels_last if _channels_last(job) else torch.contiguous_format
-
-    def prepare(image: np.ndarray) -> torch.Tensor:
-        moved = torch.from_numpy(image).to(device, non_blocking=True)
-        return ((moved - mean) * inverse_std).contiguous(memory_format=layout)
-
+    pixels = Pixels(device, job.mean, job.std, torch.channels_last if _channels_last(job) else torch.contiguous_format)
     bf16 = uses_bf16(job.train, use_gpu=job.use_gpu)
     if job.train.precision == "auto" and bf16:  # older GPUs emulate it, slowly
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     autocast = (lambda: torch.autocast(device.type, torch.bfloat16)) if bf16 else nullcontext
-    return fit.Device(device, prepare, autocast)
+    return pixels, fit.Device(device, pixels, autocast)
 
 
 def _channels_last(job: Job) -> bool:

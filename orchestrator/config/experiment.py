@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from datasets.config import DataConfig
-from trainables.config import LossConfig, ModelConfig, OptimConfig, Settings, TrainConfig
+from trainables.config import AugmentConfig, LossConfig, ModelConfig, OptimConfig, Settings, TrainConfig, WordsConfig
 
 
 class PrunerConfig(Settings):
@@ -79,13 +79,45 @@ class Experiment(Settings):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """The first half of a run folder's name, so nothing that a path or a URI would read otherwise."""
     data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
+    words: WordsConfig = WordsConfig()
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     sweep: SweepConfig = SweepConfig()
     cluster: ClusterConfig = ClusterConfig()
     output: OutputConfig = OutputConfig()
+
+    @model_validator(mode="after")
+    def _loss_fits(self) -> Experiment:
+        loss, task = self.loss, self.model.task
+        if loss.name == "cross_entropy" and task != "single_label":
+            raise ValueError(
+                "loss.name=cross_entropy knows one class an image, so it needs model.task=single_label, "
+                f"but got model.task={task}. Multi-label losses: asymmetric, bce."
+            )
+        if loss.label_smoothing and loss.name != "cross_entropy":
+            raise ValueError(
+                f"loss.label_smoothing belongs to loss.name=cross_entropy, but got loss.name={loss.name}. Drop one."
+            )
+        if loss.target_threshold is not None and loss.name != "bce":
+            raise ValueError(
+                f"loss.target_threshold belongs to loss.name=bce, but got loss.name={loss.name}. Drop one."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _words_fit(self) -> Experiment:
+        head, vectors = self.model.head, self.data.word_vectors
+        if head == "word_decoder" and vectors is None:
+            raise ValueError("model.head=word_decoder asks with words, but data.word_vectors names no file of them.")
+        if self.data.unseen_list is not None and head != "word_decoder":
+            raise ValueError(
+                "Only words can ask for unseen classes: data.unseen_list needs model.head=word_decoder, "
+                f"but got model.head={head}."
+            )
+        return self
 
     @model_validator(mode="after")
     def _rates_fit(self) -> Experiment:
@@ -106,8 +138,10 @@ _UNDECIDING = (
     "data.root",
     "data.feeding",
     "data.resident_share",
+    "data.word_vectors",  # what is in the file counts, with the data
     "model.num_classes",  # with in_features: only checked against the data and the backbone, which decide
     "model.in_features",
+    "model.weights",  # what is in the file counts, as weights_digest
     "sweep.space",  # its name or path; the content counts, as space_digest
     "sweep.trials",
     "sweep.max_concurrent",
@@ -117,10 +151,11 @@ _UNDECIDING = (
 """What may change without changing a result. All else counts, so that a new setting is never forgotten."""
 
 
-def signature(experiment: Experiment, *, data_digest: str, space_digest: str) -> str:
+def signature(experiment: Experiment, *, data_digest: str, space_digest: str, weights_digest: str | None = None) -> str:
     """Eight hex characters that are equal exactly when two sweeps would give the same results.
 
-    `data_digest` is the data manifest's, `space_digest` that of the resolved space.
+    `data_digest` is the data manifest's, `space_digest` that of the resolved space, `weights_digest` that of the
+    file `model.weights`.
     """
     tree: dict[str, Any] = experiment.model_dump(mode="json")
     for key in _UNDECIDING:
@@ -131,5 +166,5 @@ def signature(experiment: Experiment, *, data_digest: str, space_digest: str) ->
         del node[leaf]
     if experiment.train.batch_size_per_worker is not None:  # then the number of workers sets the global batch
         tree["workers"] = max(1, experiment.cluster.workers)
-    decisive = {"tree": tree, "data": data_digest, "space": space_digest}
+    decisive = {"tree": tree, "data": data_digest, "space": space_digest, "weights": weights_digest}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]

@@ -44,7 +44,8 @@ def load(
 ) -> Experiment:
     """The experiment of a name in this folder, or of a YAML file anywhere; precedence file < words < sampled.
 
-    Without a `name` of its own it is named after its file.
+    Without a `name` of its own it is named after its file. A file may say only what differs from another one, which
+    it names as `base`.
 
     Raises:
         RequestError: holds every mistake in the file, the words and the sampled values.
@@ -53,7 +54,7 @@ def load(
     flat: dict[str, Any] = {}
     try:
         path = yaml_files.find(name_or_path, FOLDER, "experiment")
-        flat = {"name": path.stem} | _canonical(_leaves(yaml_files.read(path)), problems)
+        flat = {"name": path.stem} | _file(path, problems)
     except ValueError as error:
         problems.append(str(error))
     flat |= _canonical(_split(words, problems), problems)
@@ -110,6 +111,21 @@ def override_words(source: Experiment | Mapping[str, Any]) -> list[str]:
 def keys() -> Mapping[str, Any]:
     """Every override key with the type that its field declares; other spellings are in `brief.ALIASES`."""
     return MappingProxyType(dict(_fields(Experiment)))
+
+
+def _file(path: Path, problems: list[str], above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The values of a file over those of its base; ValueError for a base that is not there or leads back."""
+    tree = yaml_files.read(path)
+    base, flat = tree.pop("base", None), {}
+    if base is not None:
+        below = yaml_files.find(str(base), FOLDER, "base experiment")
+        chain = (*above, path)
+        if below in chain:
+            raise ValueError(
+                f"An experiment cannot be its own base, but {' -> '.join(p.stem for p in (*chain, below))}."
+            )
+        flat = {key: value for key, value in _file(below, problems, chain).items() if key != "name"}
+    return flat | _canonical(_leaves(tree), problems)
 
 
 def _fields(node: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:

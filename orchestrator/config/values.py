@@ -86,7 +86,8 @@ def did_you_mean(word: str, valid: Collection[str]) -> str:
     """` Nearest: a, b.` with the names closest to `word`, or nothing."""
     # A person often knows only the last part of a dotted key (`lr`) or writes it in the wrong group.
     leaf = word.rpartition(".")[2]
-    close = [name for name in valid if name.rpartition(".")[2] == leaf]
+    initials = "".join(part[:1] for part in leaf.split("_"))  # learning_rate: lr
+    close = [name for name in valid if name.rpartition(".")[2] in (leaf, initials)]
     close += [name for name in difflib.get_close_matches(word, valid, n=3, cutoff=0.55) if name not in close]
     return f" Nearest: {', '.join(close[:3])}." if close else ""
 

@@ -19,7 +19,7 @@ def write_best(folder: RunFolder, experiment: Experiment, best: TrialRecord, cla
     """Replace `best/` by the weights of `best` at its best epoch; None when it left no checkpoint.
 
     `bundle.json` holds the model's configuration, the class names in label order, the size and normalisation
-    of its images, and the mAP that these weights reached.
+    of its images, and what these weights reached (mAP or top1).
     """
     found = checkpoint_files.latest(folder.checkpoints(best.number))
     if found is None:
@@ -33,11 +33,13 @@ def write_best(folder: RunFolder, experiment: Experiment, best: TrialRecord, cla
     content = {
         "trial": best.number,
         "epoch": counters.best_epoch,
-        "mAP": counters.best_map,
+        trained.model.objective: counters.best_score,
         "overrides": best.overrides,
         "model": trained.model.model_copy(update={"num_classes": len(classes)}).model_dump(mode="json"),
         "classes": list(classes),
         "image_size": trained.data.image_size,
+        "resize": trained.data.resize,
+        "crop_share": trained.data.crop_share,
         "mean": trained.data.mean,
         "std": trained.data.std,
     }

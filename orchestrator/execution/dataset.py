@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from datasets import coco, digits, shards
+from datasets import digits, shards, unseen, words
 from datasets.config import DataConfig
 from datasets.schema import BadImage, DataError, Manifest, Record
+from datasets.words import Words
+from orchestrator.execution import examples
+from orchestrator.execution.examples import SplitFiles, digest
 
 
 @dataclass(frozen=True)
@@ -19,9 +22,14 @@ class Source:
 
     classes: tuple[str, ...]
     num_train: int
+    """Of `digits` before the scenes with unseen classes are dropped: they are composed later."""
     num_val: int
     records: tuple[Sequence[Record], Sequence[Record]] | None = None
     manifests: tuple[Manifest, Manifest] | None = None
+    unseen: tuple[int, ...] = ()
+    """Labels of the held-out classes: on no training image, and kept on those of validation."""
+    words: Words | None = None
+    """One vector for each class, unseen ones included; None where data.word_vectors is not set."""
 
     @property
     def num_images(self) -> int:
@@ -34,6 +42,8 @@ class Prepared:
 
     folders: tuple[Path, Path]
     manifests: tuple[Manifest, Manifest]
+    unseen: tuple[int, ...] = ()
+    words: Words | None = None
 
     @property
     def bad_images(self) -> list[BadImage]:
@@ -42,69 +52,121 @@ class Prepared:
 
     @property
     def digest(self) -> str:
-        """Identity of the examples, wherever they lie."""
-        return _digest([manifest.digest for manifest in self.manifests])
+        """Identity of the examples, wherever they lie, and of what else the data says about the classes."""
+        parts: list[object] = [manifest.digest for manifest in self.manifests]
+        if self.unseen:
+            parts.append({"unseen": self.unseen})
+        if self.words is not None:
+            parts.append({"words": words.digest(self.words)})
+        return digest(parts)
 
 
 def look(config: DataConfig) -> Source:
-    """Read annotations or manifests and check them; nothing is written.
+    """Read annotations or manifests, held-out classes and word vectors, and check them; nothing is written.
 
     Raises:
-        DataError: files are missing or wrong, or the two splits do not have the same classes.
+        DataError: files are missing or wrong, the two splits do not have the same classes, a held-out class is
+            none of them, or a class has no word vector.
     """
-    if config.source == "digits":
-        return Source(digits.CLASSES, config.digits.train_images, config.digits.val_images)
-    root = _root(config)
-    if config.source == "shards":
-        train, val = (shards.read_manifest(root / split) for split in (config.train_split, config.val_split))
-        for manifest in (train, val):
-            _check_bad_share(manifest, config.max_bad_share)
-        _same_classes(train.classes, val.classes)
-        return Source(train.classes, train.num_images, val.num_images, manifests=(train, val))
-    read = [_read_coco(root, split, config) for split in (config.train_split, config.val_split)]
-    (train_records, train_classes), (val_records, val_classes) = read
-    _same_classes(train_classes, val_classes)
-    return Source(tuple(train_classes), len(train_records), len(val_records), records=(train_records, val_records))
+    found = _examples(config)
+    if config.unseen_list is not None:
+        labels = unseen.indices(config.unseen_list, examples.root(config), found.classes)
+        found = _held_out(found, labels, config)
+    if config.word_vectors is not None:
+        found = replace(found, words=words.read(_words_file(config), found.classes))
+    return found
 
 
 def prepare(config: DataConfig, source: Source, cache: Path) -> Prepared:
     """Write both splits as shards under `cache`, or take those that lie there from before."""
     if source.manifests is not None:
-        root = _root(config)
-        return Prepared((root / config.train_split, root / config.val_split), source.manifests)
+        root = examples.needed_root(config)
+        folders = root / config.train_split, root / config.val_split
+        return Prepared(folders, source.manifests, source.unseen, source.words)
     if config.source == "digits":
-        scenes = digits.compose(cache / f"digits-{_digest(config.digits.model_dump())}", **config.digits.model_dump())
-        splits: tuple[str, str] = ("train", "val")
-        root, read = scenes, [_read_coco(scenes, split, config)[0] for split in splits]
-    else:
-        root, splits = _root(config), (config.train_split, config.val_split)
-        assert source.records is not None
-        read = [list(records) for records in source.records]
-    folders, manifests = [], []
-    for split, records in zip(splits, read, strict=True):
-        annotations = _annotations(root, split)
-        key = {
-            "annotations": coco.source_digest(annotations),
-            "images": _digest([(r.image_id, Path(r.path).name, _size(r.path)) for r in records]),
-            "keep_unlabelled": config.keep_unlabelled,
-            "rows_per_group": config.rows_per_group,
-        }
-        folder = cache / f"{split}-{_digest(key)}"
-        if not (folder / "manifest.json").exists():
-            shards.write(
-                records,
-                source.classes,
-                folder,
-                split=split,
-                rows_per_group=config.rows_per_group,
-                source=key,
-                max_bad_share=config.max_bad_share,
-                image_root=root / split,
+        scenes = digits.compose(cache / f"digits-{digest(config.digits.model_dump())}", **config.digits.model_dump())
+        as_coco = {"source": "coco", "root": str(scenes), "train_split": "train", "val_split": "val"}
+        config = config.model_copy(update=as_coco)
+        source = replace(_held_out(_examples(config), source.unseen, config), words=source.words)
+    assert source.records is not None
+    train, val = examples.locate(config)
+    held_out = {"unseen": list(source.unseen), "drop_unseen": config.drop_unseen}
+    written = (
+        _shards(config, train, source.records[0], source.classes, held_out if source.unseen else {}, cache),
+        _shards(config, val, source.records[1], source.classes, {}, cache),
+    )
+    return Prepared((written[0][0], written[1][0]), (written[0][1], written[1][1]), source.unseen, source.words)
+
+
+def _shards(
+    config: DataConfig,
+    files: SplitFiles,
+    records: Sequence[Record],
+    classes: Sequence[str],
+    held_out: dict[str, Any],
+    cache: Path,
+) -> tuple[Path, Manifest]:
+    """The shards of one split, in a folder named by what decides their content."""
+    identity = files.identity(records, classes, keep_unlabelled=config.keep_unlabelled)
+    key = {**identity, "rows_per_group": config.rows_per_group, **held_out}
+    folder = cache / f"{files.name}-{digest(key)}"
+    if not (folder / "manifest.json").exists():
+        shards.write(
+            records,
+            classes,
+            folder,
+            split=files.name,
+            rows_per_group=config.rows_per_group,
+            source=key,
+            max_bad_share=config.max_bad_share,
+            image_root=files.image_root,
+        )
+    manifest = shards.read_manifest(folder)
+    _check_bad_share(manifest, config.max_bad_share)
+    return folder, manifest
+
+
+def _examples(config: DataConfig) -> Source:
+    """The classes, and the records or manifests of both splits; `digits` are not composed yet."""
+    if config.source == "digits":
+        return Source(digits.CLASSES, config.digits.train_images, config.digits.val_images)
+    if config.source == "shards":
+        root = examples.needed_root(config)
+        train, val = (shards.read_manifest(root / split) for split in (config.train_split, config.val_split))
+        for manifest in (train, val):
+            _check_bad_share(manifest, config.max_bad_share)
+        _same_classes(train.classes, val.classes)
+        return Source(train.classes, train.num_images, val.num_images, manifests=(train, val))
+    read = [files.read(keep_unlabelled=config.keep_unlabelled) for files in examples.locate(config)]
+    (train_records, train_classes), (val_records, val_classes) = read
+    _same_classes(train_classes, val_classes)
+    return Source(tuple(train_classes), len(train_records), len(val_records), records=(train_records, val_records))
+
+
+def _held_out(source: Source, labels: tuple[int, ...], config: DataConfig) -> Source:
+    """`source` with classes held out of its training images, where they are known already."""
+    if not labels:
+        return source
+    if source.manifests is not None:
+        shown = [source.classes[label] for label in labels if source.manifests[0].positives[label]]
+        if shown:
+            raise DataError(
+                f"training shards must be written without the classes of data.unseen_list, but those of "
+                f"{config.train_split} show {', '.join(shown)}. Prepare them again from the original data with the "
+                "same data.unseen_list, or use that data itself."
             )
-        folders.append(folder)
-        manifests.append(shards.read_manifest(folder))
-        _check_bad_share(manifests[-1], config.max_bad_share)
-    return Prepared((folders[0], folders[1]), (manifests[0], manifests[1]))
+    if source.records is not None:
+        train, val = source.records
+        train = unseen.hold_out(train, labels, drop=config.drop_unseen, keep_unlabelled=config.keep_unlabelled)
+        source = replace(source, records=(train, val), num_train=len(train))
+    return replace(source, unseen=labels)
+
+
+def _words_file(config: DataConfig) -> Path:
+    """The built-in words of the digits, or a file; where its path is relative, it is so to data.root."""
+    if config.word_vectors == "digits":
+        return words.DIGIT_WORDS
+    return (examples.root(config) or Path()) / os.path.expanduser(str(config.word_vectors))
 
 
 def _check_bad_share(manifest: Manifest, max_bad_share: float) -> None:
@@ -117,23 +179,6 @@ def _check_bad_share(manifest: Manifest, max_bad_share: float) -> None:
         )
 
 
-def _read_coco(root: Path, split: str, config: DataConfig) -> tuple[list[Record], list[str]]:
-    return coco.read(_annotations(root, split), root / split, keep_unlabelled=config.keep_unlabelled)
-
-
-def _annotations(root: Path, split: str) -> Path:
-    return root / "annotations" / f"instances_{split}.json"
-
-
-def _root(config: DataConfig) -> Path:
-    if config.root is None:
-        raise DataError(
-            f"data.root must name the folder of the data set for data.source={config.source}, but it is not set. "
-            "Add data.root=FOLDER to the command."
-        )
-    return Path(config.root).expanduser().resolve()
-
-
 def _same_classes(train: Sequence[str], val: Sequence[str]) -> None:
     if list(train) != list(val):
         differing = sorted(set(train) ^ set(val))
@@ -141,14 +186,3 @@ def _same_classes(train: Sequence[str], val: Sequence[str]) -> None:
             f"train and val must have the same classes in the same order, but they have {len(train)} and {len(val)}; "
             f"only in one of them: {differing[:5]}."
         )
-
-
-def _size(path: str) -> int:
-    try:
-        return Path(path).stat().st_size
-    except OSError:
-        return -1
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

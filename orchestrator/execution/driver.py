@@ -15,6 +15,8 @@ from rich.console import Console
 
 from cluster import runtime
 from datasets import pipeline
+from datasets.feeding import crop_share
+from datasets.files import sha256
 from orchestrator.config.experiment import signature
 from orchestrator.config.overrides import RequestError
 from orchestrator.execution import dataset
@@ -22,6 +24,7 @@ from orchestrator.execution.lease import Lease, LeaseHeldError
 from orchestrator.execution.outcome import finish
 from orchestrator.execution.placement import connect_and_plan, refuse_early
 from orchestrator.execution.plan import DRIVER_CPUS
+from orchestrator.execution.problems import label_problems
 from orchestrator.execution.progress import Board, make_console
 from orchestrator.execution.quiet import noise_to
 from orchestrator.execution.request import Request
@@ -39,7 +42,8 @@ from orchestrator.search.tune import (
 from trainables import checkpoint_files
 
 SECOND_SIGNAL_AFTER_S = 2.0
-METRICS = ("epoch", "loss", "lr", "mAP", "num_evaluated", "best_mAP", "best_epoch", "images_per_s", "seconds")
+OF_TRAINING = ("epoch", "loss", "lr", "num_evaluated", "best_epoch", "images_per_s", "seconds")
+OF_THE_MODEL = ("mAP", "mAP_seen", "mAP_unseen", "top1", "top5", "best_mAP", "best_top1")
 """Of a result; the rest is Tune's own."""
 
 
@@ -52,10 +56,11 @@ def drive(request: Request, console: Console) -> int:
     refuse_early(request)
     prepared = dataset.prepare(request.experiment.data, request.source, request.root / "data")
     splits = _splits(prepared)
-    if not splits[1].labels.any():
-        raise RequestError(
-            "mAP needs a positive example, but no validation image carries a label. Check data.val_split."
-        )
+    data = request.experiment.data
+    names = data.train_split, data.val_split
+    wrong = label_problems(request.experiment, {n: split.labels for n, split in zip(names, splits, strict=True)})
+    if wrong:
+        raise RequestError(*wrong)
     folder = RunFolder(_path(request, prepared))
     folder.path.mkdir(parents=True, exist_ok=True)
     with _held(folder) as lease, noise_to(folder.log) as shown:
@@ -69,7 +74,7 @@ def drive(request: Request, console: Console) -> int:
         if prepared.bad_images:
             console.print(f"skipped {len(prepared.bad_images)} unreadable images, listed in {folder.bad_images}")
         study = SweepStudy(folder.journal, request.experiment, request.space, request.experiment.sweep.trials)
-        interrupted = _search(request, console, folder, study, splits, lease)
+        interrupted = _search(request, console, folder, study, prepared, splits, lease)
         if not interrupted:
             folder.remove_scratch()
         return finish(request, console, folder, study.leaderboard(), splits[1].labels, interrupted=interrupted)
@@ -80,6 +85,7 @@ def _search(
     console: Console,
     folder: RunFolder,
     study: SweepStudy,
+    prepared: dataset.Prepared,
     splits: tuple[pipeline.Split, pipeline.Split],
     lease: Lease,
 ) -> bool:
@@ -97,18 +103,24 @@ def _search(
         return False
     placement = connect_and_plan(request, console)
     plan = placement.plan
-    feed = pipeline.Feed(*splits, experiment.data.image_size)
+    data = experiment.data
+    crop, train_side = crop_share(data), data.train_side
+    feed = pipeline.Feed(*splits, data.image_size, crop_share=crop, train_side=train_side)
     if placement.feeding == "resident":
-        feed = pipeline.make_resident(*splits, experiment.data.image_size)
+        feed = pipeline.make_resident(*splits, data.image_size, crop_share=crop, train_side=train_side)
     environment = runtime.environment(experiment.cluster.worker_start_timeout_s)
-    with Board(console, experiment.train.epochs, experiment.sweep.trials, plan.max_concurrent) as board:
+    with Board(
+        console, experiment.model.objective, experiment.train.epochs, experiment.sweep.trials, plan.max_concurrent
+    ) as board:
         board.add(ended)
         desk = Desk(study, plan.max_concurrent, board.start, on_report(board, folder), on_end(board, folder, study))
         lease.on_lost = desk.lose
         if lease.lost:  # while the data was decoded
             desk.lose()
         with _interrupts(desk):
-            _fit(TrialContext(experiment, plan, feed, str(folder.path), environment), desk, remaining)
+            words = prepared.words.vectors if prepared.words else None
+            context = TrialContext(experiment, plan, feed, str(folder.path), words, prepared.unseen, environment)
+            _fit(context, desk, remaining)
     if desk.broken is not None:
         raise RuntimeError(f"the sweep in {folder.path} was stopped: {desk.broken}") from desk.broken
     return desk.stop_requested
@@ -125,7 +137,13 @@ def _splits(prepared: dataset.Prepared) -> tuple[pipeline.Split, pipeline.Split]
 def _path(request: Request, prepared: dataset.Prepared) -> Path:
     """The run folder: the newest of this identity, or with --new the next one."""
     experiment = request.experiment
-    identity = signature(experiment, data_digest=prepared.digest, space_digest=request.space.digest)
+    weights = experiment.model.weights
+    identity = signature(
+        experiment,
+        data_digest=prepared.digest,
+        space_digest=request.space.digest,
+        weights_digest=sha256(Path(weights)) if weights else None,
+    )
     first = request.root / f"{experiment.name}-{identity}"
     number = 1
     while _numbered(first, number + 1).exists():
@@ -182,7 +200,7 @@ def on_report(board: Board, folder: RunFolder) -> Callable[[int, dict[str, Any]]
     """Writes a trial's metrics and shows them."""
 
     def act(number: int, result: dict[str, Any]) -> None:
-        metrics = {key: result[key] for key in METRICS if key in result}
+        metrics = {key: result[key] for key in (*OF_TRAINING, *OF_THE_MODEL) if key in result}
         folder.append_metrics(number, metrics)
         board.report(number, metrics)
 
@@ -197,7 +215,7 @@ def on_end(board: Board, folder: RunFolder, study: SweepStudy) -> Callable[[Tria
             folder.write_error(record.number, record.error)
         if record.state != "running":
             checkpoint_files.keep_newest(folder.checkpoints(record.number), 1)
-        folder.write_leaderboard(study.leaderboard())
+        folder.write_leaderboard(study.leaderboard(), study.objective)
         board.end(record)
 
     return act

@@ -25,17 +25,19 @@ def finish(
 ) -> int:
     """Write and print the leaderboard and the model; the exit code. `val_labels` (N, K) give the chance level."""
     experiment = request.experiment
-    folder.write_leaderboard(records)
-    console.print(leaderboard_table(records, experiment.train.epochs, f"leaderboard of {folder.path.name}"))
-    chance = percent(chance_level(val_labels))
-    console.print(f"chance level: {chance} % mAP on {len(val_labels)} images, for scores that know nothing")
+    objective = experiment.model.objective
+    folder.write_leaderboard(records, objective)
+    title = f"leaderboard of {folder.path.name}"
+    console.print(leaderboard_table(records, objective, experiment.train.epochs, title))
+    chance = percent(chance_level(val_labels) if objective == "mAP" else val_labels.mean(axis=0).max())
+    console.print(f"chance level: {chance} % {objective} on {len(val_labels)} images, for scores that know nothing")
     for record in records:
         if record.error:
             console.print(f"trial {record.number} failed: {reason(record.error)}", style="red", soft_wrap=True)
             console.print(f"  {folder.trial(record.number) / 'error.txt'}", soft_wrap=True)
     best = best_of(records)
     if best is not None:
-        console.print(f"best: {percent(best.mAP)} % mAP, trial {best.number}", style="bold")
+        console.print(f"best: {percent(best.score)} % {objective}, trial {best.number}", style="bold")
         console.print(f"  {' '.join(override_words(best.overrides))}", soft_wrap=True)
         bundle = write_best(folder, experiment, best, request.source.classes)
         console.print(f"model: {bundle or 'its trial left no checkpoint'}", soft_wrap=True)
@@ -50,5 +52,5 @@ def finish(
 
 def best_of(records: list[TrialRecord]) -> TrialRecord | None:
     """The best complete trial of a leaderboard; where none is complete, the best that was scored."""
-    scored = [record for record in records if record.state != "failed" and record.mAP is not None]
+    scored = [record for record in records if record.state != "failed" and record.score is not None]
     return next((record for record in scored if record.state == "complete"), scored[0] if scored else None)

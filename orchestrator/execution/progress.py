@@ -26,7 +26,7 @@ def make_console(file: TextIO) -> Console:
 
 
 def percent(value: float | None) -> str:
-    """mAP as the field prints it."""
+    """A score as the field prints it."""
     return "" if value is None else f"{100 * value:.1f}"
 
 
@@ -47,14 +47,14 @@ def columns(records: Sequence[TrialRecord]) -> list[str]:
     return [key for key in SHORT if key in sampled] + sorted(sampled - SHORT.keys())
 
 
-def leaderboard_table(records: Sequence[TrialRecord], epochs: int, title: str) -> Table:
+def leaderboard_table(records: Sequence[TrialRecord], objective: str, epochs: int, title: str) -> Table:
     """One row a trial, in the order given."""
     keys = columns(records)
     table = Table(title=title, title_justify="left", header_style="bold")
     table.add_column("trial", justify="right")
     for key in keys:
         table.add_column(SHORT.get(key, key))
-    for name in ("epoch", "mAP %", "seconds"):
+    for name in ("epoch", f"{objective} %", "seconds"):
         table.add_column(name, justify="right")
     table.add_column("state")
     for record in records:
@@ -62,7 +62,7 @@ def leaderboard_table(records: Sequence[TrialRecord], epochs: int, title: str) -
             str(record.number),
             *(short(record.overrides[key]) if key in record.overrides else "" for key in keys),
             f"{record.epochs}/{epochs}",
-            percent(record.mAP),
+            percent(record.score),
             f"{record.seconds:.1f}",
             record.state,
             style=STYLE[record.state],
@@ -75,6 +75,7 @@ class Board:
     """Follows a sweep. `start`, `report` and `end` are called by the search's hooks."""
 
     console: Console
+    objective: str
     epochs: int
     num_trials: int
     max_concurrent: int
@@ -109,13 +110,20 @@ class Board:
 
     def report(self, number: int, metrics: dict[str, Any]) -> None:
         row, epoch = self._rows[number], int(metrics["epoch"])
-        history = {**row.history, epoch: metrics["mAP"]}
+        history = {**row.history, epoch: metrics[self.objective]}
         if epoch > row.epochs:
             self._epoch_seconds.append((metrics["seconds"] - row.seconds) / (epoch - row.epochs))
         self._rows[number] = TrialRecord(
-            number, "running", row.overrides, epoch, metrics["best_mAP"], metrics["seconds"], None, history
+            number,
+            "running",
+            row.overrides,
+            epoch,
+            metrics[f"best_{self.objective}"],
+            metrics["seconds"],
+            None,
+            history,
         )
-        self._say(self._rows[number], f"loss {metrics['loss']:.3f}")
+        self._say(self._rows[number], f"loss {metrics['loss']:.3f}" if "loss" in metrics else "")
 
     def end(self, record: TrialRecord) -> None:
         self._rows[record.number] = record
@@ -124,7 +132,7 @@ class Board:
     def _say(self, record: TrialRecord, note: str) -> None:
         if self._live is None:
             words = " ".join(f"{SHORT.get(k, k)}={short(v)}" for k, v in record.overrides.items())
-            score = f"mAP {percent(record.mAP)} %" if record.mAP is not None else ""
+            score = f"{self.objective} {percent(record.score)} %" if record.score is not None else ""
             self.console.print(
                 f"[{time.monotonic() - self._started:6.1f} s] trial {record.number:3d} {record.state:8s} "
                 f"epoch {record.epochs}/{self.epochs} {score:12s} {words} {note}",
@@ -135,11 +143,11 @@ class Board:
 
     def _render(self) -> Table:
         rows = sorted(self._rows.values(), key=lambda row: row.number)
-        best = max((row for row in rows if row.mAP is not None), key=lambda row: row.mAP or 0.0, default=None)
+        best = max((row for row in rows if row.score is not None), key=lambda row: row.score or 0.0, default=None)
         title = f"{sum(row.state != 'running' for row in rows)}/{self.num_trials} trials ended"
         if best is not None:
-            title += f"   best so far: {percent(best.mAP)} % mAP (trial {best.number})"
-        return leaderboard_table(rows, self.epochs, title + self._time_left(rows))
+            title += f"   best so far: {percent(best.score)} % {self.objective} (trial {best.number})"
+        return leaderboard_table(rows, self.objective, self.epochs, title + self._time_left(rows))
 
     def _time_left(self, rows: Sequence[TrialRecord]) -> str:
         """At most: as if every trial that has not ended ran to its last epoch."""

@@ -20,6 +20,7 @@ from orchestrator.config.experiment import Experiment, PrunerConfig
 from orchestrator.config.overrides import RequestError
 from orchestrator.execution import dataset
 from orchestrator.execution.dataset import Source
+from orchestrator.execution.problems import batch_problems, class_problems, with_weights
 from orchestrator.execution.progress import make_console
 from orchestrator.execution.sizing import GIB, place, store_bytes
 from search_spaces import space as spaces
@@ -30,10 +31,12 @@ from trainables.scaling import scaled_lr
 DONE, WRONG_REQUEST, NO_TRIAL_SUCCEEDED, INTERRUPTED = 0, 2, 3, 4
 """Exit codes."""
 DEFAULT_EXPERIMENT = "digits"
-SAMPLED_GROUPS = ("model.", "loss.", "optim.", "train.")
+SAMPLED_GROUPS = ("augment.", "model.", "words.", "loss.", "optim.", "train.")
 """What a trial has of its own. Data, cluster and output belong to the sweep: all its trials share them."""
-SHARED_KEYS = frozenset({"model.num_classes", "model.in_features", "train.epochs", "train.keep_checkpoints"})
-"""Not these, though: rungs compare trials at equal epochs of schedules of one length."""
+SHARED_KEYS = frozenset(
+    {"model.num_classes", "model.in_features", "model.task", "train.epochs", "train.keep_checkpoints"}
+)
+"""Not these, though: rungs compare trials by one metric, at equal epochs of schedules of one length."""
 
 
 @dataclass(frozen=True)
@@ -106,16 +109,22 @@ def check(command: str, words: Sequence[str], *, extra: Sequence[str] = (), new:
         source = dataset.look(experiment.data)
     except DataError as error:
         problems.append(str(error))
+    experiment = with_weights(experiment, problems)
     num_classes = len(source.classes) if source else None
-    problems += _class_problems(experiment, num_classes)
+    problems += class_problems(experiment, num_classes)
     if source is not None:
-        problems += _batch_problems(experiment, source.num_train)
+        problems += batch_problems(experiment, source.num_train)
     if command == "train":
         pruner = PrunerConfig(name="none")
         sweep = experiment.sweep.model_copy(update={"trials": 1, "pruner": pruner})
         experiment, space = experiment.model_copy(update={"sweep": sweep}), ResolvedSpace(())
     else:
         space = _space(experiment, source, problems)
+        if experiment.train.epochs == 0:
+            problems.append(
+                "a sweep trains: train.epochs >= 1 must hold, but got train.epochs=0. To score weights as they are, "
+                "use `python -m orchestrator.train`."
+            )
     if problems or source is None:
         raise RequestError(*problems)
     return Request(experiment, source, space, command, (*words, *extra), new)
@@ -197,7 +206,7 @@ def _space(experiment: Experiment, source: Source | None, problems: list[str]) -
             found += [f"space {space.name}: {key}={value}: {problem}" for problem in error.problems]
             continue
         if num_train is not None and key.startswith("train.batch_size"):
-            found += [f"space {space.name}: {problem}" for problem in _batch_problems(sampled, num_train)]
+            found += [f"space {space.name}: {problem}" for problem in batch_problems(sampled, num_train)]
     found += [
         f"space {space.name}: {item.key} is shared by all trials of a sweep, so it cannot vary within one. "
         "Set it as an override word, and run one sweep for each value."
@@ -206,35 +215,3 @@ def _space(experiment: Experiment, source: Source | None, problems: list[str]) -
     ]
     problems += found
     return ResolvedSpace(()) if found or num_classes is None else space.resolve(num_classes, distinct_query_nums)
-
-
-def _batch_problems(experiment: Experiment, num_train: int) -> list[str]:
-    """An epoch's rows are dealt evenly to its batches; each worker needs at least one row of each."""
-    workers = max(1, experiment.cluster.workers)
-    batch_size = scaled_lr(experiment.optim, experiment.train, workers)[0]
-    smallest = num_train // -(-num_train // batch_size) if num_train else 0
-    if smallest >= workers:
-        return []
-    return [
-        f"every worker needs an image of every batch, but the smallest of {num_train} images in batches of at most "
-        f"{batch_size} has {smallest}, and cluster.workers={workers}. Lower cluster.workers or raise train.batch_size."
-    ]
-
-
-def _class_problems(experiment: Experiment, num_classes: int | None) -> list[str]:
-    found: list[str] = []
-    model = experiment.model
-    if num_classes is None:
-        return found
-    if model.num_classes not in (None, num_classes):
-        found.append(
-            f"model.num_classes must be that of the data, but got model.num_classes={model.num_classes} and "
-            f"{num_classes} classes in the data. Leave it out: it is taken from the data."
-        )
-    if model.query_num is not None and model.query_num > num_classes:
-        found.append(
-            f"query_num <= num_classes must hold, but got model.query_num={model.query_num}, "
-            f"num_classes={num_classes}. Lower model.query_num; distinct sizes: "
-            f"{', '.join(map(str, distinct_query_nums(num_classes)))}."
-        )
-    return found

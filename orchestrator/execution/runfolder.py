@@ -79,8 +79,12 @@ class RunFolder:
         """What was skipped, and why; one JSON object a line."""
         write_text(self.bad_images, "".join(json.dumps(asdict(image)) + "\n" for image in bad))
 
-    def write_leaderboard(self, records: Sequence[TrialRecord]) -> None:
-        rows = [{k: v for k, v in asdict(record).items() if k != "history"} for record in records]
+    def write_leaderboard(self, records: Sequence[TrialRecord], objective: str) -> None:
+        """Best first; the score under the name of the `objective` (mAP or top1)."""
+        rows = [
+            {objective if k == "score" else k: v for k, v in asdict(record).items() if k != "history"}
+            for record in records
+        ]
         write_json(self.path / "leaderboard.json", rows)
 
     def append_metrics(self, number: int, metrics: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import ray.train
 import ray.tune
 from ray.train.v2.api.config import FailureConfig
@@ -35,6 +36,9 @@ class TrialContext:
     feed: Any
     """datasets.pipeline.Feed"""
     run_folder: str
+    words: np.ndarray | None = None
+    """Word vectors (K, W) of the classes, for the word decoder."""
+    unseen: tuple[int, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
     """`cluster.runtime.environment`, for the process of the trial: on a cluster it is not the driver's child."""
 
@@ -46,21 +50,28 @@ def trial_folder(run_folder: str, number: int) -> str:
 
 def make_job(context: TrialContext, number: int, overrides: dict[str, Any]) -> Job:
     """The sampled experiment as a worker needs it."""
+    from trainables.inputs import Vocabulary
     from trainables.worker import Job
 
     experiment = with_overrides(context.experiment, overrides)
     num_classes = context.feed.train.labels.shape[1]
+    vocabulary = None
+    if experiment.model.head == "word_decoder" and context.words is not None:
+        vocabulary = Vocabulary(context.words, context.unseen)
     return Job(
         model=experiment.model.model_copy(update={"num_classes": num_classes}),
         loss=experiment.loss,
         optim=experiment.optim,
         train=experiment.train,
+        augment=experiment.augment,
+        words=experiment.words,
         mean=experiment.data.mean,
         std=experiment.data.std,
         feed=context.feed,
         folder=trial_folder(context.run_folder, number),
         use_gpu=context.plan.use_gpu,
         num_threads=context.plan.cpus_per_worker,
+        vocabulary=vocabulary,
     )
 
 

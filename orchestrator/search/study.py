@@ -41,11 +41,12 @@ class TrialRecord:
     state: str
     overrides: dict[str, Any]
     epochs: int = 0
-    mAP: float | None = None
+    score: float | None = None
+    """The best value of the objective so far, in [0, 1]."""
     seconds: float = 0.0
     error: str | None = None
     history: dict[int, float] = field(default_factory=dict)
-    """Epoch -> mAP."""
+    """Epoch -> the objective's value."""
 
 
 class SweepStudy:
@@ -68,6 +69,11 @@ class SweepStudy:
                 self._decide(trial.number, max(trial.intermediate_values))
         self._interrupted = [trial.number for trial in self._running()]
         self.resumed = tuple(self._interrupted)
+
+    @property
+    def objective(self) -> str:
+        """The metric that is maximised."""
+        return self._experiment.model.objective
 
     def next_trial(self) -> TrialRecord | None:
         """The next trial to run: first those that were interrupted, then new ones; None when all are asked."""
@@ -102,11 +108,11 @@ class SweepStudy:
             detail = {
                 "order": len(self._history()),
                 "seconds": metrics["seconds"],
-                "best": metrics["best_mAP"],
+                "best": metrics[f"best_{self.objective}"],
             }
             handle = optuna.Trial(self._study, trial._trial_id)
             handle.set_user_attr(f"report.{epoch}", detail)
-            handle.report(float(metrics["mAP"]), step=epoch)
+            handle.report(float(metrics[self.objective]), step=epoch)
         return self._decide(number, epoch)
 
     def _decide(self, number: int, epoch: int) -> bool:
@@ -133,9 +139,9 @@ class SweepStudy:
         return [self._record(trial) for trial in self._trials()]
 
     def leaderboard(self) -> list[TrialRecord]:
-        """Best first: complete trials before pruned ones of the same mAP, then running, failed last."""
+        """Best first: complete trials before pruned ones of the same score, then running, failed last."""
         ranks = {"complete": 0, "pruned": 1, "running": 2, "failed": 3}
-        return sorted(self.records(), key=lambda r: (r.state == "failed", -(r.mAP or 0.0), ranks[r.state], r.number))
+        return sorted(self.records(), key=lambda r: (r.state == "failed", -(r.score or 0.0), ranks[r.state], r.number))
 
     def _seed_sampler(self, number: int) -> None:
         config = self._experiment.sweep
@@ -184,7 +190,7 @@ class SweepStudy:
             state=STATES[trial.state],
             overrides=base | trial.user_attrs.get("overrides", {}),
             epochs=max(trial.intermediate_values, default=0),
-            mAP=details[-1]["best"] if details else None,
+            score=details[-1]["best"] if details else None,
             seconds=details[-1]["seconds"] if details else 0.0,
             error=trial.user_attrs.get("error"),
             history=dict(trial.intermediate_values),

@@ -70,7 +70,7 @@ class StudySearcher(Searcher):
     """Hands the study's next trial to Tune, at most `max_concurrent` at a time."""
 
     def __init__(self, desk: str) -> None:
-        super().__init__(metric="mAP", mode="max")
+        super().__init__(metric=_DESKS[desk].study.objective, mode="max")
         self._desk = desk
 
     def set_search_properties(self, *args: Any, **kwargs: Any) -> bool:
@@ -111,7 +111,7 @@ class StudyScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         desk, number = _DESKS[self._desk], trial.config["number"]
-        if "mAP" not in result:
+        if desk.study.objective not in result:
             return TrialScheduler.CONTINUE
         if not desk.study.has_report(number, int(result["epoch"])):  # a resumed trial repeats its last ones
             desk.show(partial(desk.on_report, number, result))

@@ -1,0 +1,1 @@
+"""What was measured, read back from run folders: tables and plots. Needs neither Ray nor data."""
