@@ -204,7 +204,8 @@ def test_a_deeper_file_loads_where_the_model_stops_earlier_but_its_head_does_not
     model = _model(feature_stride=16)
     with pytest.raises(WeightsError, match=NEW_HEAD):
         load(model, path)
-    load(model, path, "backbone")
+    said = load(model, path, "backbone")
+    assert "left 28 aside" in said
     kept = model.backbone.trunk.state_dict()
     assert not any(name.startswith("layer4") for name in kept)
     _assert_same(model.backbone.trunk, {name: theirs[name] for name in kept})

@@ -59,9 +59,11 @@ def load(model: Classifier, path: str, part: Part = "all") -> str:
         loaded |= {HEAD + name: tensor for name, tensor in head.items()}
     model.load_state_dict(model.state_dict() | loaded)
     of_head = sum(name.startswith(HEAD) for name in loaded)
+    aside = len(left_out & set(body))
     return (
         f"Read {len(loaded) - of_head} tensors of the backbone and {of_head} of the head from {path}, "
-        f"in the names of {_OWNERS[source]}{remark}."
+        f"in the names of {_OWNERS[source]}{remark}"
+        + (f"; left {aside} aside, of parts that the model does not have." if aside else ".")
     )
 
 

@@ -1,4 +1,4 @@
-"""What can be wrong between an experiment and its data: each problem a sentence with its way out; free of Ray and torch."""
+"""What can be wrong between an experiment and its data: a sentence each, with the way out; free of Ray and torch."""
 
 from __future__ import annotations
 
