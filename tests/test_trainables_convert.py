@@ -14,6 +14,7 @@ from timm.layers import ml_decoder as timm_ml_decoder
 from timm.models.tresnet import TResNet
 from torch import nn
 
+from tests.weights_helpers import shaken
 from trainables import convert
 from trainables.ml_decoder import MLDecoder
 from trainables.weight_files import Tensors, WeightsError
@@ -37,14 +38,6 @@ def timms_head(monkeypatch: pytest.MonkeyPatch) -> type[nn.Module]:
     monkeypatch.setattr(layer, "self_attn", SimpleNamespace(batch_first=False), raising=False)
     monkeypatch.setattr(layer, "forward", lambda self, target, memory, **hints: forward(self, target, memory))
     return timm_ml_decoder.MLDecoder
-
-
-def _shaken(module: Any) -> Any:
-    """With biases, norms and statistics away from 0 and 1, so that none can be forgotten or exchanged."""
-    for tensor in module.state_dict().values():
-        if tensor.ndim == 1:
-            tensor.add_(torch.rand_like(tensor))
-    return module.eval()
 
 
 def _our_head(state_dict: Tensors, num_classes: int, query_num: int) -> MLDecoder:
@@ -71,7 +64,7 @@ def _in_the_authors_names(timms: Tensors) -> Tensors:
 def test_heads_of_timm_and_the_authors_give_the_same_logits(
     timms_head: type[nn.Module], num_classes: int, query_num: int, source: str
 ) -> None:
-    theirs = _shaken(timms_head(num_classes, query_num, EMBED_DIM, WIDTH))
+    theirs = shaken(timms_head(num_classes, query_num, EMBED_DIM, WIDTH))
     if source == "timm":
         ours = convert.from_timm(theirs.state_dict())
     else:
@@ -82,7 +75,7 @@ def test_heads_of_timm_and_the_authors_give_the_same_logits(
 
 
 def test_queries_beyond_the_classes_are_cut(timms_head: type[nn.Module]) -> None:
-    wide = _shaken(timms_head(100, 100, EMBED_DIM, WIDTH))
+    wide = shaken(timms_head(100, 100, EMBED_DIM, WIDTH))
     unclamped = wide.state_dict() | {"duplicate_pooling_bias": wide.duplicate_pooling_bias[:80]}
     features = torch.randn(2, WIDTH, 3, 2)
     for ours in (convert.from_timm(unclamped), convert.from_reference(_in_the_authors_names(unclamped))):
@@ -94,7 +87,7 @@ def test_queries_beyond_the_classes_are_cut(timms_head: type[nn.Module]) -> None
 def test_heads_round_trip_through_all_formats(num_classes: int, query_num: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        head = _shaken(MLDecoder(num_classes, in_features=WIDTH, query_num=query_num, embed_dim=EMBED_DIM))
+        head = shaken(MLDecoder(num_classes, in_features=WIDTH, query_num=query_num, embed_dim=EMBED_DIM))
     ours = head.state_dict()
     for back in (
         convert.from_timm(convert.to_timm(ours)),
@@ -106,7 +99,7 @@ def test_heads_round_trip_through_all_formats(num_classes: int, query_num: int) 
 
 
 def test_heads_go_to_timm_and_the_authors_as_theirs(timms_head: type[nn.Module]) -> None:
-    ours = _shaken(MLDecoder(82, in_features=WIDTH, query_num=17, embed_dim=EMBED_DIM))
+    ours = shaken(MLDecoder(82, in_features=WIDTH, query_num=17, embed_dim=EMBED_DIM))
     theirs = timms_head(82, 17, EMBED_DIM, WIDTH).eval()
     theirs.load_state_dict(convert.to_timm(ours.state_dict()))
     features = torch.randn(2, WIDTH, 3, 2)
@@ -130,7 +123,7 @@ def _in_the_authors_tresnet_names(model: nn.Module) -> Tensors:
 
 @pytest.mark.parametrize("is_v2", [False, True])
 def test_the_authors_tresnet_gets_timms_names_and_its_norms_positive_scales(is_v2: bool) -> None:
-    model = _shaken(TResNet([1, 2, 1, 2], width_factor=0.25, v2=is_v2, num_classes=5))
+    model = shaken(TResNet([1, 2, 1, 2], width_factor=0.25, v2=is_v2, num_classes=5))
     theirs = _in_the_authors_tresnet_names(model)
     assert {"body.conv1.0.weight", "body.layer2.1.conv2.1.weight", "head.fc.weight"} <= theirs.keys()
     assert any(".0.0.weight" in name for name in theirs)

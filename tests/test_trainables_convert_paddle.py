@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from tests.weights_helpers import shaken
 from trainables import convert
 from trainables.ml_decoder import MLDecoder
 from trainables.weight_files import Tensors, WeightsError
@@ -25,14 +26,6 @@ WIDTH, EMBED_DIM, FEEDFORWARD_DIM = 24, 16, 32
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-
-
-def _shaken(module: Any) -> Any:
-    """With biases, norms and statistics away from 0 and 1, so that none can be forgotten or exchanged."""
-    for tensor in module.state_dict().values():
-        if tensor.ndim == 1:
-            tensor.add_(torch.rand_like(tensor))
-    return module.eval()
 
 
 def _our_head(state_dict: Tensors, num_classes: int, query_num: int) -> MLDecoder:
@@ -175,7 +168,7 @@ def test_every_tensor_of_paddles_resnets_has_its_place_in_timms(name: str) -> No
 
 def test_a_converted_resnet50_vd_computes_what_timms_resnet50d_does() -> None:
     model, other = (timm.create_model("resnet50d", num_classes=7) for _ in range(2))
-    ours = convert.from_paddle(_in_paddles_names(_shaken(model)))
+    ours = convert.from_paddle(_in_paddles_names(shaken(model)))
     other.load_state_dict(other.state_dict() | convert.to_timm(ours))
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():

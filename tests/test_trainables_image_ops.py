@@ -126,7 +126,7 @@ def test_nearest_moves_equal_pillow_to_the_bit(name: str) -> None:
     size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
 )
 def test_any_nearest_move_equals_pillow(entries: list[float], shifts: list[float], size: tuple[int, int]) -> None:
-    assume(entries[1] or entries[2])  # without rotation Pillow adds up in floating point: another side of an edge
+    assume(entries[1] or entries[2])  # Pillow scales and shifts in floating point, and may round an edge otherwise
     matrix = (entries[0], entries[1], shifts[0], entries[2], entries[3], shifts[1])
     images = photographs(1, *size, noise=20)
     expected = by_pillow(images, lambda image, unused: moved(image, matrix, "nearest"), [0])

@@ -12,13 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 import ray.train
 from ray.train.torch import TorchTrainer
 
 from datasets import pipeline, shards
-from trainables.config import LossConfig, ModelConfig, OptimConfig, TrainConfig
+from trainables.config import AugmentConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig, WordsConfig
+from trainables.inputs import Vocabulary
 from trainables.worker import Job, train_loop
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
@@ -49,6 +51,8 @@ def jobs(ray_session: None, digits_shards: Path) -> dict[str, Job]:
         loss=LossConfig(),
         optim=OptimConfig(lr=1e-3, weight_decay=1e-2),
         train=TrainConfig(epochs=2, batch_size=BATCH, ema_decay=0.9, checkpoint_interval_s=0, keep_checkpoints=9),
+        augment=AugmentConfig(),
+        words=WordsConfig(),
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
         feed=pipeline.make_resident(train, val, 32),
@@ -67,6 +71,14 @@ def jobs(ray_session: None, digits_shards: Path) -> dict[str, Job]:
         ),
         "resident": replace(decoder, train=once),
         "streaming": replace(decoder, feed=pipeline.Feed(train, val, 32), train=once),
+        # A mean instead of the sum, under an optimizer whose steps are as long as the gradient; half the labels unseen.
+        "words": replace(
+            decoder,
+            model=decoder.model.model_copy(update={"head": "word_decoder", "query_num": None}),
+            loss=LossConfig(reduction="mean"),
+            optim=OptimConfig(name="sgd", lr=0.3, schedule="constant", weight_decay=0.0),
+            vocabulary=Vocabulary(np.random.default_rng(0).normal(size=(10, 6)).astype(np.float32), (1, 3, 5, 7, 9)),
+        ),
         # Too small a rate to change a weight: what is judged is the model as it was built.
         "untrained": replace(decoder, optim=OptimConfig(lr=1e-30), train=once),
     }
@@ -134,15 +146,15 @@ def values(epochs: Epochs, name: str) -> list[Any]:
     return [metrics[name] for metrics in epochs]
 
 
-@pytest.mark.parametrize("job", ["decoder", "pooling", "resident", "streaming", "untrained"])
+@pytest.mark.parametrize("job", ["decoder", "pooling", "words", "resident", "streaming", "untrained"])
 def test_two_workers_have_the_losses_of_one_process(alone: dict[str, Epochs], two: dict[str, Epochs], job: str) -> None:
     expected = values(alone[job], "loss")
-    assert len(expected) == (2 if job in ("decoder", "pooling") else 1)
+    assert len(expected) == (2 if job in ("decoder", "pooling", "words") else 1)
     assert values(two[job], "loss") == pytest.approx(expected, rel=1e-4)
 
 
 def test_an_epoch_changes_the_loss_by_far_more_than_that(alone: dict[str, Epochs]) -> None:
-    for job in ("decoder", "pooling"):
+    for job in ("decoder", "pooling", "words"):
         first, second = values(alone[job], "loss")
         assert abs(second - first) > 0.03 * first
 
@@ -167,6 +179,15 @@ def test_every_validation_image_is_judged_under_any_number_of_workers(
         for epochs in world.values():
             assert epochs
             assert set(values(epochs, "num_evaluated")) == {NUM_VAL}
+
+
+def test_seen_and_unseen_classes_are_judged_apart_under_any_number_of_workers(
+    alone: dict[str, Epochs], two: dict[str, Epochs]
+) -> None:
+    for name in ("mAP", "mAP_seen", "mAP_unseen"):
+        assert values(two["words"], name) == pytest.approx(values(alone["words"], name), abs=0.02)
+    last = alone["words"][-1]
+    assert last["mAP"] == pytest.approx((last["mAP_seen"] + last["mAP_unseen"]) / 2)
 
 
 def test_both_feedings_train_the_same_model(alone: dict[str, Epochs]) -> None:
