@@ -115,6 +115,7 @@ def test_cutout_paints_one_square_of_one_colour_anywhere(share: float, side: int
     got = run(AugmentConfig(cutout=share), photographs(1, size).repeat(num, 1, 1, 1))
     colors = got[torch.arange(num), :, rows.int().argmax(1), columns.int().argmax(1)].double()
     assert ((colors.mean(0) - 127.5).abs() < 6).all() and ((colors.std(0) - 73.9).abs() < 4).all()
+    assert ((torch.corrcoef(colors.T) - torch.eye(3)).abs() < 0.1).all()
     inside = got.permute(0, 2, 3, 1)[painted].double()
     assert torch.equal(inside, colors.repeat_interleave(painted.sum((1, 2)), dim=0))
 
@@ -139,6 +140,8 @@ def test_crop_boxes_are_drawn_as_torchvision_draws_them(scale: tuple[float, floa
     assert ours.min() >= 0 and ours.max() <= size
     for statistics in (box_statistics(ours), box_statistics(torch.tensor(their_boxes))):
         assert scale[0] - 0.03 < statistics["area"].min() and statistics["area"].max() < scale[1] + 0.03
+    together = [torch.corrcoef(boxes[:, :, 0].T.double())[0, 1] for boxes in (ours, torch.tensor(their_boxes))]
+    assert abs(together[0] - together[1]) < 0.1  # top and left
     for name, values in box_statistics(ours).items():
         expected = box_statistics(torch.tensor(their_boxes))[name]
         spread = max(float(expected.std()), 0.02)

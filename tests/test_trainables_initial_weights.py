@@ -69,7 +69,7 @@ def test_the_backbone_alone_leaves_the_head_and_does_not_look_at_the_files(tmp_p
 )
 def test_timms_classifier_on_the_mean_of_the_map_gives_timms_logits(tmp_path: Path, name: str) -> None:
     timms = shaken(timm.create_model(name, num_classes=10))
-    model = small_model("gap", backbone=name)
+    model = small_model("gap", backbone=name).train()  # as it is built
     load(model, saved(timms.state_dict(), tmp_path / "model.safetensors"))
     images = torch.randn(2, 3, *timms.pretrained_cfg["input_size"][1:])
     with torch.no_grad():

@@ -87,6 +87,14 @@ def test_a_backbone_that_does_not_fit_is_refused_by_name(
     assert_same(model, before)
 
 
+@pytest.mark.parametrize("part", ["all", "backbone"])
+def test_a_tensor_beside_backbone_and_head_is_refused_by_name(tmp_path: Path, part: Any) -> None:
+    model = small_model()
+    path = saved({**model.state_dict(), "neck.weight": torch.zeros(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"1 tensors without a place in the model: neck\.weight \(2,\)"):
+        load(model, path, part)
+
+
 def test_files_of_another_thing_are_refused(tmp_path: Path) -> None:
     model = small_model()
     head = {name: tensor.clone() for name, tensor in model.head.state_dict().items()}

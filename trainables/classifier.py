@@ -6,6 +6,7 @@ and one linear layer. Shape letters: B images, C channels, H x W pixels or posit
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Literal, Self
 
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from trainables.config import ModelConfig
 from trainables.decoder import widened, without_autocast
 from trainables.ml_decoder import MLDecoder
 from trainables.word_decoder import WordDecoder
+
+log = logging.getLogger(__name__)
 
 Task = Literal["multi_label", "single_label"]
 
@@ -98,7 +101,7 @@ def build(model_config: ModelConfig, image_size: int | None = None, words: Tenso
     if model_config.weights is not None:
         from trainables import initial_weights  # it checks a file against a `Classifier`
 
-        initial_weights.load(classifier, model_config.weights, model_config.weights_part)
+        log.info(initial_weights.load(classifier, model_config.weights, model_config.weights_part))
     return classifier
 
 
