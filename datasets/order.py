@@ -71,4 +71,5 @@ def batches(order: np.ndarray, batch_size: int, *, rank: int = 0, world_size: in
             f"every worker needs an image of every batch, but got {smallest} images in the smallest batch for "
             f"world_size={world_size}. Raise train.batch_size or lower cluster.workers."
         )
-    return [np.array_split(batch, world_size)[rank] for batch in global_batches]
+    # In turn, not in pieces: copies of one image (`repeated`) stand beside each other and belong to different ranks.
+    return [batch[rank::world_size] for batch in global_batches]

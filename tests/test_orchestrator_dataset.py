@@ -64,9 +64,9 @@ def vectors(listed: DataConfig) -> str:
 
 
 def rows(prepared: dataset.Prepared, which: int) -> list[tuple[int, list[int]]]:
-    """Image id and labels of every row, read without the code under test."""
+    """Image id and labels of every row, by image id, read without the code under test."""
     tables = [pq.read_table(path) for path in sorted(prepared.folders[which].glob("*.parquet"))]
-    return [(row["image_id"], row["labels"]) for table in tables for row in table.to_pylist()]
+    return sorted((row["image_id"], row["labels"]) for table in tables for row in table.to_pylist())
 
 
 def prepare(data: DataConfig, cache: Path) -> dataset.Prepared:
@@ -263,3 +263,21 @@ def test_shards_of_coco_lie_where_they_lay_before(tmp_path: Path) -> None:
         named = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
         assert folder == tmp_path / "cache" / f"{split}-{named}"
         assert shards.read_manifest(folder).source.items() >= key.items()
+
+
+def test_folders_are_written_in_an_order_that_mixes_the_classes(tmp_path: Path) -> None:
+    # 40 folders of 16 images: in their own order, a batch of 64 would show 4 classes.
+    for split in ("train", "val"):
+        for label in range(40):
+            folder = tmp_path / "data" / split / f"n{label:03d}"
+            folder.mkdir(parents=True)
+            for number in range(16):
+                Image.new("RGB", (8, 8), (label, number, 0)).save(folder / f"{number}.png")
+    config = DataConfig(source="imagenet", root=str(tmp_path / "data"), train_split="train", val_split="val")
+    prepared = dataset.prepare(config, dataset.look(config), tmp_path / "cache")
+    tables = [pq.read_table(path) for path in sorted(prepared.folders[0].glob("*.parquet"))]
+    written = [row["labels"][0] for table in tables for row in table.to_pylist()]
+    assert sorted(written) == [label for label in range(40) for _ in range(16)]
+    assert min(len(set(written[start : start + 64])) for start in range(0, 640, 64)) > 20
+    again = dataset.prepare(config, dataset.look(config), tmp_path / "elsewhere")
+    assert again.digest == prepared.digest

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from orchestrator import sweep, train
 from orchestrator.execution import request
+from orchestrator.execution.bundle import rebuild
 from trainables import weight_files
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
@@ -54,10 +56,13 @@ def test_one_label_an_image_is_trained_and_its_weights_score_the_same_again(
     assert epochs[-1]["top5"] == 1.0 and "mAP" not in row
     assert "25.0 % top1 on 24 images, for scores that know nothing" in capfd.readouterr().out
 
-    weights = folder / "best" / "model.safetensors"
+    weights = tmp_path / "start.safetensors"
+    (folder / "best" / "model.safetensors").rename(weights)
     again = [*recipe, f"model.weights={weights}", "train.epochs=0", "train.batch_size=8", "data.train_split=val"]
     assert request.run(lambda: train.main([*again, f"output.root={tmp_path / 'again'}"])) == 0
-    _, [scored], epochs = results(tmp_path / "again")
+    folder, [scored], epochs = results(tmp_path / "again")
+    weights.unlink()
+    rebuild(folder / "best")  # without the file that it started from
     assert (scored["top1"], scored["epochs"], len(epochs)) == (row["top1"], 0, 1)
 
 
@@ -86,3 +91,8 @@ def test_a_sweep_asks_with_words_and_judges_unseen_classes(
     assert weights["head.words"].shape == (10, 22)
     bundle = json.loads((folder / "best" / "bundle.json").read_text())
     assert bundle["model"]["head"] == "word_decoder" and len(bundle["classes"]) == 10
+    assert bundle["unseen"] == ["three", "eight"]
+    model = rebuild(folder / "best")
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    assert "% mAP on the 2 unseen classes" in capfd.readouterr().out

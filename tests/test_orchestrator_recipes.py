@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from orchestrator.config import overrides
@@ -114,3 +115,28 @@ def test_a_recipe_trains_a_shrunken_step(name: str) -> None:
     if experiment.train.epochs:  # the shrunken schedule ends where the whole one does
         factors = [optim.lr_factor(experiment.optim, step, 100) for step in range(100)]
         assert 0 < max(factors) <= 1 and factors[-1] < 0.2
+
+
+def test_no_two_recipes_train_the_same() -> None:
+    # A name of timm without a tag means its default weights: resnet50 is resnet50.a1_in1k.
+    seen: dict[str, str] = {}
+    for name in NAMES:
+        experiment = overrides.load(name)
+        model = experiment.model
+        tag = timm.get_pretrained_cfg(model.backbone).tag if model.pretrained else ""
+        backbone = model.backbone.partition(".")[0] + (f".{tag}" if tag else "")
+        resolved = experiment.model_copy(update={"name": "", "model": model.model_copy(update={"backbone": backbone})})
+        content = resolved.model_dump_json()
+        assert content not in seen, (name, seen[content])
+        seen[content] = name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipes_own_rate_lies_in_its_space(name: str) -> None:
+    experiment = overrides.load(name)
+    num_classes = experiment.model.num_classes or (10 if experiment.data.source == "digits" else 80)
+    resolved = spaces.read(experiment.sweep.space).resolve(num_classes, distinct_query_nums)
+    ends = list(resolved.ends())
+    rates = [value for key, value in ends if key == "optim.lr"]
+    assert not rates or min(rates) <= experiment.optim.lr <= max(rates)
+    assert experiment.model.weights is None or "model.backbone" not in dict(ends)

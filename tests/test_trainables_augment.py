@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 
 from datasets import transforms
 from tests.benchmarks import augment as benchmark
-from tests.benchmarks.augment import photographs
+from tests.pillow_helpers import photographs
 from trainables import augment, rand_augment
 from trainables.augment import build_augment, mix, resize
 from trainables.config import AugmentConfig

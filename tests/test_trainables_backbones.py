@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import nn
 
-from trainables.backbones import Backbone
+from trainables.backbones import Backbone, check_sizes
 from trainables.classifier import build
 from trainables.config import ModelConfig
 
@@ -175,3 +175,10 @@ def test_missing_pretrained_weights_are_a_clear_error(monkeypatch: pytest.Monkey
         RuntimeError, match=r"weights of .lcnet_050. .* no network\. Name a file .* model\.weights=FILE"
     ):
         Backbone("lcnet_050", pretrained=True)
+
+
+def test_a_backbone_of_one_size_refuses_others_before_it_is_built() -> None:
+    check_sizes("resnet18", 224, [160, 224])
+    check_sizes("vit_tiny_patch16_224", 160, [160, 160])
+    with pytest.raises(ValueError, match=r"'vit_tiny_patch16_224' takes images of the one size .* got 224 and \[160\]"):
+        check_sizes("vit_tiny_patch16_224", 224, [160, 224])

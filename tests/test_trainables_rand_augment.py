@@ -12,7 +12,8 @@ from PIL import Image
 from timm.data import auto_augment
 from torch import Tensor
 
-from tests.benchmarks.augment import PILLOW_OPERATIONS, photographs
+from tests.benchmarks.augment import PILLOW_OPERATIONS
+from tests.pillow_helpers import distance, photographs, picture, pixels
 from trainables.rand_augment import INCREASING, ML_DECODER, Drawn, Policy, apply_, draw, increasing_, ml_decoder_
 
 torch.set_num_threads(1)
@@ -38,18 +39,6 @@ Distort = Callable[[Tensor], None]
 MOVES = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 
 
-def picture(image: Tensor) -> Image.Image:
-    return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-
-
-def pixels(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
-def distance(some: Tensor, other: Tensor) -> Tensor:
-    return (some.int() - other.int()).abs()
-
-
 def one_layer(policy: Policy, name: str, images: Tensor, level: Tensor, sign: Tensor) -> Tensor:
     """All images through one operation of the policy."""
     images, position = images.clone(), list(policy).index(name)
@@ -65,8 +54,8 @@ def test_the_recipes_operations_equal_pillow_at_every_magnitude(name: str) -> No
     got = one_layer(ML_DECODER, name, images, magnitude.double() / 9, sign.double())
     for one, image, number, side in zip(got, images, magnitude.tolist(), sign.tolist(), strict=True):
         differences = distance(one, pixels(PILLOW_OPERATIONS[name](picture(image), number / 9, side)))
-        if name.startswith("shear"):  # bicubic, with another kernel; the border apart
-            assert differences[:, 2:-2, 2:-2].float().quantile(0.8) <= 2
+        if name.startswith("shear"):  # at the border of the image the fill blends in
+            assert (differences <= 1).float().mean() > 0.9
         else:
             assert differences.max() <= (name == "autocontrast")
 
@@ -201,7 +190,7 @@ def test_each_image_gets_what_was_drawn_for_it() -> None:
 def test_a_seed_fixes_it_and_images_of_a_batch_differ(distort_: Distort, num: int) -> None:
     def run(seed: int) -> Tensor:
         torch.manual_seed(seed)
-        images = photographs_of_one(num)
+        images = photographs(1, 16).repeat(num, 1, 1, 1)
         distort_(images)
         return images
 
@@ -209,17 +198,9 @@ def test_a_seed_fixes_it_and_images_of_a_batch_differ(distort_: Distort, num: in
     assert any(not torch.equal(run(1), run(seed)) for seed in range(2, 9))
     assert run(1).dtype == torch.uint8
     if num > 100:
-        unchanged = (run(1) == photographs_of_one(num)).flatten(1).all(1).float().mean()
+        unchanged = (run(1) == photographs(1, 16).repeat(num, 1, 1, 1)).flatten(1).all(1).float().mean()
         assert 0.15 < unchanged < 0.4  # a quarter is spared by both layers
         assert len(run(1).flatten(1).unique(dim=0)) > 0.5 * num
-
-
-def photographs_of_one(num: int) -> Tensor:
-    state = torch.get_rng_state()
-    torch.manual_seed(0)
-    images = photographs(1, 16).repeat(num, 1, 1, 1)
-    torch.set_rng_state(state)
-    return images
 
 
 @pytest.mark.parametrize("policy", [ML_DECODER, INCREASING])

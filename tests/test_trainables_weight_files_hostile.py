@@ -98,6 +98,8 @@ def _array(shape: Any, dtype: Any, data: Any) -> _Does:
         (_array((-1, -1), np.dtype("f4"), b"\0" * 4), "hold what its shape says"),
         (_array((2,), np.dtype("f4"), [1.0, 2.0]), "hold what its shape says"),
         (_array((1,), np.dtype("f4"), _Does(codecs.encode, "ab", "utf-16-le")), "written as latin1"),
+        # Bytes of the file as addresses of objects: it ended the process.
+        (_array((1,), _Does(np.dtype, "f4", state=(3, "O,", None, None, None, -1, -1, 0)), b"A" * 12), "byte order"),
         (np.array([None]), "one is of 'O8'"),
         (np.array(["text"]), "one is of 'U4'"),
         (np.zeros(2, [("x", "f4")]), "one is of 'V4'"),

@@ -16,9 +16,12 @@ import numpy as np
 import pytest
 import ray
 import ray.train
+import torch
 from ray.train.torch import TorchTrainer
 
 from datasets import pipeline, shards
+from trainables import worker
+from trainables.classifier import build
 from trainables.config import AugmentConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig, WordsConfig
 from trainables.inputs import Vocabulary
 from trainables.worker import Job, train_loop
@@ -201,3 +204,15 @@ def test_the_report_of_an_epoch_is_complete(two: dict[str, Epochs], alone: dict[
         for metrics in epochs:
             assert metrics.keys() >= {"loss", "lr", "mAP", "best_mAP", "best_epoch", "images_per_s", "seconds"}
     assert values(two["decoder"], "lr") == values(alone["decoder"], "lr")
+
+
+@pytest.mark.parametrize("name", ["lcnet_050", "efficientnet_b0", "resnet18"])
+def test_synchronised_norms_keep_what_the_backbone_computes(name: str) -> None:
+    # PyTorch's own conversion would drop the activations inside timm's norms.
+    torch.manual_seed(0)
+    model = build(ModelConfig(backbone=name, num_classes=3, head="gap"), image_size=64).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(images)
+        torch.testing.assert_close(worker.convert_sync_batchnorm(model).eval()(images), expected)
+    assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in model.modules())

@@ -19,7 +19,8 @@ from torchvision.transforms import v2
 
 from trainables import rand_augment
 from trainables.config import AugmentConfig
-from trainables.image_ops import change_, crop, onto, paint
+from trainables.image_moves import crop
+from trainables.image_ops import change_, onto, paint
 
 CROP_TRIES = 10
 

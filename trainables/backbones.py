@@ -12,6 +12,7 @@ Shape letters: B images, C channels, H x W positions.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -70,6 +71,16 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) float -> (B, in_features, h, w) float."""
         return _read(self.trunk, images, self.readout)
+
+
+def check_sizes(name: str, built_for: int, sizes: Iterable[int]) -> None:
+    """Raise ValueError if `name`, built for images of one size in pixels, cannot take one of the others."""
+    others = sorted(set(sizes) - {built_for})
+    if others and _own_config(name).fixed_input_size:
+        raise ValueError(
+            f"{name!r} takes images of the one size that it is built for, but got {built_for} and {others[:5]}. "
+            "Drop train.image_size and train.image_size_start, or set data.image_size."
+        )
 
 
 def _check_name(name: str) -> None:

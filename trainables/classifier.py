@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainables import initial_weights
 from trainables.backbones import Backbone
 from trainables.config import ModelConfig
 from trainables.decoder import widened, without_autocast
@@ -99,8 +100,6 @@ def build(model_config: ModelConfig, image_size: int | None = None, words: Tenso
     head = _build_head(model_config, model_config.num_classes, backbone.in_features, words)
     classifier = Classifier(backbone, head, task=model_config.task, frozen=model_config.freeze == "backbone")
     if model_config.weights is not None:
-        from trainables import initial_weights  # it checks a file against a `Classifier`
-
         log.info(initial_weights.load(classifier, model_config.weights, model_config.weights_part))
     return classifier
 

@@ -22,7 +22,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from trainables import image_ops
+from trainables import image_moves, image_ops
 from trainables.image_ops import change_
 
 NUM_LAYERS = 2
@@ -128,12 +128,12 @@ _IN_BOTH: dict[str, Choice] = {
 ML_DECODER: Policy = _IN_BOTH | {
     "posterize": Choice(image_ops.posterize, lambda level_B, _: (8 - 4 * level_B).round()),
     "solarize": Choice(image_ops.solarize, lambda level_B, _: 256 - 256 * level_B),
-    "shear_x": Choice(partial(image_ops.shear_x, interpolation="bicubic"), _signed(0.3)),
-    "shear_y": Choice(partial(image_ops.shear_y, interpolation="bicubic"), _signed(0.3)),
-    "translate_x": Choice(partial(image_ops.translate_x, interpolation="nearest"), _signed(150 / 331)),
-    "translate_y": Choice(partial(image_ops.translate_y, interpolation="nearest"), _signed(150 / 331)),
+    "shear_x": Choice(partial(image_moves.shear_x, interpolation="bicubic"), _signed(0.3)),
+    "shear_y": Choice(partial(image_moves.shear_y, interpolation="bicubic"), _signed(0.3)),
+    "translate_x": Choice(partial(image_moves.translate_x, interpolation="nearest"), _signed(150 / 331)),
+    "translate_y": Choice(partial(image_moves.translate_y, interpolation="nearest"), _signed(150 / 331)),
     # Counter-clockwise only, as there.
-    "rotate": Choice(partial(image_ops.rotate, interpolation="nearest"), lambda level_B, _: 30 * level_B),
+    "rotate": Choice(partial(image_moves.rotate, interpolation="nearest"), lambda level_B, _: 30 * level_B),
     "cutout": Choice(_small_cutout, _square),
 }
 
@@ -141,9 +141,9 @@ INCREASING: Policy = _IN_BOTH | {
     "posterize": Choice(image_ops.posterize, lambda level_B, _: 4 - (4 * level_B).floor()),
     "solarize": Choice(image_ops.solarize, lambda level_B, _: 256 - (256 * level_B).floor()),
     "solarize_add": Choice(image_ops.solarize_add, lambda level_B, _: (110 * level_B).floor()),
-    "shear_x": Choice(partial(image_ops.shear_x, interpolation="bilinear"), _signed(0.3)),
-    "shear_y": Choice(partial(image_ops.shear_y, interpolation="bilinear"), _signed(0.3)),
-    "translate_x": Choice(partial(image_ops.translate_x, interpolation="bilinear"), _signed(0.45)),
-    "translate_y": Choice(partial(image_ops.translate_y, interpolation="bilinear"), _signed(0.45)),
-    "rotate": Choice(partial(image_ops.rotate, interpolation="bilinear"), _signed(30.0)),
+    "shear_x": Choice(partial(image_moves.shear_x, interpolation="bilinear"), _signed(0.3)),
+    "shear_y": Choice(partial(image_moves.shear_y, interpolation="bilinear"), _signed(0.3)),
+    "translate_x": Choice(partial(image_moves.translate_x, interpolation="bilinear"), _signed(0.45)),
+    "translate_y": Choice(partial(image_moves.translate_y, interpolation="bilinear"), _signed(0.45)),
+    "rotate": Choice(partial(image_moves.rotate, interpolation="bilinear"), _signed(30.0)),
 }

@@ -138,6 +138,9 @@ class _DType:
         self.name, self.byte_order = name, "="
 
     def __setstate__(self, state: Any) -> None:
+        # A longer one could name fields of objects, which are addresses in memory.
+        if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", ">", "=", "|"):
+            raise WeightsError(f"the byte order of an array must be <, >, = or |, but one has the state {state!r}.")
         self.byte_order = state[1]
 
     def numpy_dtype(self) -> np.dtype[Any]:

@@ -18,9 +18,10 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 
-from trainables import checkpoint, evaluation, fit
+from trainables import backbones, checkpoint, evaluation, fit
 from trainables.checkpoint_files import Counters
 from trainables.classifier import Classifier, build
 from trainables.config import AugmentConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig, WordsConfig
@@ -87,23 +88,27 @@ def run(job: Job, report: Callable[[fit.Metrics], None], should_stop: Callable[[
     pixels, device = _device(job)
     batch_size, lr, _ = scaled_lr(job.optim, job.train, world.size)
     torch.manual_seed(job.train.seed)  # the same start on every rank
-    model = build_model(job).to(device.device)
+    checkpoints = Path(job.folder) / "checkpoints"
+    resume = checkpoint.latest(checkpoints)
+    backbones.check_sizes(job.model.backbone, job.feed.image_size, _sizes(job))
+    model = build_model(job, with_weights=resume is None).to(device.device)
     if _channels_last(job):
         model = model.to(memory_format=torch.channels_last)
     if job.train.sync_batch_norm and world.size > 1:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    checkpoints = Path(job.folder) / "checkpoints"
+        model = convert_sync_batchnorm(model)  # timm's: PyTorch's own drops the activations inside timm's norms
 
     def save(snapshot: checkpoint.Snapshot) -> None:
         if world.rank == 0:
             checkpoint.write(checkpoints, snapshot, keep=job.train.keep_checkpoints)
 
+    num_batches = job.feed.num_batches(batch_size)
+    mean_batch = len(job.feed.train.image_ids) / num_batches  # batches of an epoch differ by one image at most
     return fit.fit(
         model,
         build_loss(job.loss),
         optim_config=job.optim.model_copy(update={"lr": lr}),
         train=job.train,
-        num_batches=job.feed.num_batches(batch_size),
+        num_batches=num_batches,
         train_batches=lambda epoch: job.feed.train_batches(
             epoch,
             seed=job.train.seed,
@@ -115,10 +120,10 @@ def run(job: Job, report: Callable[[fit.Metrics], None], should_stop: Callable[[
         evaluate=lambda judged: _evaluate(judged, job, device, world),
         report=report,
         save=save,
-        resume=checkpoint.latest(checkpoints),
+        resume=resume,
         should_stop=should_stop,
         objective=job.model.objective,
-        loss_scale=1.0 if job.loss.reduction == "sum" else 1 / (batch_size * num_terms(job.loss, _num_trained(job))),
+        loss_scale=1.0 if job.loss.reduction == "sum" else 1 / (mean_batch * num_terms(job.loss, _num_trained(job))),
         inputs=_inputs(job, pixels, model),
         device=device,
         world=world,
@@ -126,10 +131,18 @@ def run(job: Job, report: Callable[[fit.Metrics], None], should_stop: Callable[[
     )
 
 
-def build_model(job: Job) -> Classifier:
-    """The trial's model, as it starts."""
+def build_model(job: Job, *, with_weights: bool = True) -> Classifier:
+    """The trial's model as it starts; without the weights that it starts from where a checkpoint has newer ones."""
+    model_config = job.model
+    if not with_weights:
+        model_config = model_config.model_copy(update={"pretrained": False, "weights": None})
     words = torch.as_tensor(job.vocabulary.vectors) if job.vocabulary else None
-    return build(job.model, image_size=job.feed.image_size, words=words)
+    return build(model_config, image_size=job.feed.image_size, words=words)
+
+
+def _sizes(job: Job) -> list[int]:
+    """Side of the training images in each epoch."""
+    return [epoch_size(job.train, job.feed.image_size, epoch) for epoch in range(job.train.epochs)]
 
 
 def _inputs(job: Job, pixels: Pixels, model: Classifier) -> TrainInputs:

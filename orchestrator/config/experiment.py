@@ -97,6 +97,11 @@ class Experiment(Settings):
                 "loss.name=cross_entropy knows one class an image, so it needs model.task=single_label, "
                 f"but got model.task={task}. Multi-label losses: asymmetric, bce."
             )
+        if loss.name == "cross_entropy" and self.words.num_mixed + self.words.num_random:
+            raise ValueError(
+                "Queries that training adds have labels of their own, which loss.name=cross_entropy has no place for. "
+                "Drop words.num_mixed and words.num_random, or use loss.name=bce or asymmetric."
+            )
         if loss.label_smoothing and loss.name != "cross_entropy":
             raise ValueError(
                 f"loss.label_smoothing belongs to loss.name=cross_entropy, but got loss.name={loss.name}. Drop one."

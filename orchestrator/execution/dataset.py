@@ -8,12 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from datasets import digits, shards, unseen, words
 from datasets.config import DataConfig
 from datasets.schema import BadImage, DataError, Manifest, Record
 from datasets.words import Words
 from orchestrator.execution import examples
 from orchestrator.execution.examples import SplitFiles, digest
+
+SHUFFLE_SEED = 0
+"""Of the order in which the images of folders and lists are written; the order of an epoch has a seed of its own."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,10 @@ def _shards(
     """The shards of one split, in a folder named by what decides their content."""
     identity = files.identity(records, classes, keep_unlabelled=config.keep_unlabelled)
     key = {**identity, "rows_per_group": config.rows_per_group, **held_out}
+    if config.source != "coco":
+        # Folders and lists come sorted by class, and an epoch moves rows only so far from their place in the shards.
+        key["shuffled"] = SHUFFLE_SEED
+        records = [records[row] for row in np.random.default_rng(SHUFFLE_SEED).permutation(len(records))]
     folder = cache / f"{files.name}-{digest(key)}"
     if not (folder / "manifest.json").exists():
         shards.write(

@@ -106,7 +106,7 @@ def _search(
     data = experiment.data
     crop, train_side = crop_share(data), data.train_side
     feed = pipeline.Feed(*splits, data.image_size, crop_share=crop, train_side=train_side)
-    if placement.feeding == "resident":
+    if placement.feeding == "resident" and experiment.train.epochs > 0:  # one pass over val alone does not pay for it
         feed = pipeline.make_resident(*splits, data.image_size, crop_share=crop, train_side=train_side)
     environment = runtime.environment(experiment.cluster.worker_start_timeout_s)
     with Board(

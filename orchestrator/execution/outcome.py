@@ -39,7 +39,14 @@ def finish(
     if best is not None:
         console.print(f"best: {percent(best.score)} % {objective}, trial {best.number}", style="bold")
         console.print(f"  {' '.join(override_words(best.overrides))}", soft_wrap=True)
-        bundle = write_best(folder, experiment, best, request.source.classes)
+        metrics = folder.best_metrics(best.number)
+        if "mAP_unseen" in metrics:
+            console.print(
+                f"  {percent(metrics['mAP_unseen'])} % mAP on the {len(request.source.unseen)} unseen classes, "
+                f"{percent(metrics['mAP_seen'])} % on the seen ones; chosen by all classes together",
+                soft_wrap=True,
+            )
+        bundle = write_best(folder, experiment, best, request.source.classes, request.source.unseen)
         console.print(f"model: {bundle or 'its trial left no checkpoint'}", soft_wrap=True)
     console.print(f"run folder: {folder.path}", soft_wrap=True)
     if interrupted:

@@ -207,6 +207,11 @@ def _space(experiment: Experiment, source: Source | None, problems: list[str]) -
             continue
         if num_train is not None and key.startswith("train.batch_size"):
             found += [f"space {space.name}: {problem}" for problem in batch_problems(sampled, num_train)]
+    if experiment.model.weights is not None and any(item.key == "model.backbone" for item in known.parameters):
+        found.append(
+            f"space {space.name}: model.backbone cannot vary while model.weights={experiment.model.weights} holds the "
+            "weights of one. Take a space without it (sweep.space=coco_heads), or drop model.weights."
+        )
     found += [
         f"space {space.name}: {item.key} is shared by all trials of a sweep, so it cannot vary within one. "
         "Set it as an override word, and run one sweep for each value."

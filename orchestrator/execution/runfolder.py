@@ -94,6 +94,12 @@ class RunFolder:
         with (folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(metrics) + "\n")
 
+    def best_metrics(self, number: int) -> dict[str, Any]:
+        """The line of a trial's best epoch; empty where nothing was reported."""
+        path = self.trial(number) / "metrics.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return next((line for line in lines if line["epoch"] == lines[-1]["best_epoch"]), {})
+
     def remove_leftovers(self) -> None:
         """Remove what a killed driver was writing; only for the holder of the lease."""
         for leftover in self.path.glob(".best.*"):

@@ -17,14 +17,13 @@ import random
 import sys
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from torch import Tensor
-from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional as vision
 
-from tests.benchmarks.rounds import machine_line, measure
+from tests.benchmarks.rounds import machine_line, measure, others_line
+from tests.pillow_helpers import photographs, picture, pixels
 from trainables.augment import build_augment
 from trainables.config import AugmentConfig
 
@@ -114,9 +113,7 @@ def with_pillow(image: Image.Image) -> Image.Image:
 
 def by_pillow(images: Tensor) -> Tensor:
     """(B, 3, H, W) -> (B, 3, H, W), through an image for each."""
-    pictures = [Image.fromarray(pixels) for pixels in images.permute(0, 2, 3, 1).contiguous().numpy()]
-    pixels = np.stack([np.asarray(with_pillow(picture)) for picture in pictures])
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+    return torch.stack([pixels(with_pillow(picture(image))) for image in images])
 
 
 def with_torchvision(image: Tensor) -> Tensor:
@@ -124,13 +121,6 @@ def with_torchvision(image: Tensor) -> Tensor:
     for name, level, sign in pair():
         image = TORCHVISION_OPERATIONS[name](image, level, sign)
     return image
-
-
-def photographs(num: int, side: int) -> Tensor:
-    """uint8 (B, 3, side, side): smooth colours and some noise."""
-    coarse = torch.rand(num, 3, 9, 9) * 320 - 32
-    smooth = interpolate(coarse, size=(side, side), mode="bicubic") + 4 * torch.randn(num, 3, side, side)
-    return smooth.clamp(0, 255).to(torch.uint8)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -144,26 +134,29 @@ def main(argv: Sequence[str]) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     augment = build_augment(AugmentConfig(cutout=0.5, rand_augment="ml_decoder"))
     rates: dict[str, list[float]] = {}
+    shares: list[float | None] = []
     for side in arguments.sizes:
         random.seed(0)
         torch.manual_seed(0)
         images = photographs(arguments.batch_size, side)
         on_device = images.to(device)
-        pictures = [Image.fromarray(pixels) for pixels in images.permute(0, 2, 3, 1).contiguous().numpy()]
+        pictures = [picture(image) for image in images]
         sides: dict[str, Callable[[], object]] = {
             f"{OURS} ({device.type})": lambda on=on_device: augment(on),
             f"{TORCHVISION} ({device.type})": lambda on=on_device: torch.stack([with_torchvision(one) for one in on]),
             PILLOW: lambda on=images: by_pillow(on),
             READY: lambda on=pictures: [with_pillow(one.copy()) for one in on],
         }
-        for name, seconds in measure(sides, rounds=arguments.rounds, device=device).items():
+        measured = measure(sides, rounds=arguments.rounds, device=device)
+        shares.append(measured.others)
+        for name, seconds in measured.times.items():
             rates.setdefault(name, []).append(arguments.batch_size * len(seconds) / sum(seconds))
     threads = f"{arguments.threads} thread" + ("s" if arguments.threads > 1 else "")
     print(f"images/s, batches of {arguments.batch_size}, {threads} (Pillow: 1 thread)")
     print(f"{'':28}" + "".join(f"{f'{side} px':>10}" for side in arguments.sizes))
     for name, values in rates.items():
         print(f"{name:28}" + "".join(f"{value:10,.0f}" for value in values))
-    print(machine_line(device, ("torch", "torchvision", "pillow")))
+    print("\n".join([*others_line(shares), machine_line(device, ("torch", "torchvision", "pillow"))]))
 
 
 if __name__ == "__main__":

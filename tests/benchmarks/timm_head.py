@@ -1,15 +1,15 @@
-"""timm's ML-Decoder made to run, and what peers make of it: the heads that `head` and `train_step` compare ours with.
+"""timm's ML-Decoder made to run, and what others make of it: the peers of our head in `head` and `train_step`.
 
-`timm.layers.ml_decoder.MLDecoder` fails on torch 2.1 and later, because `nn.TransformerDecoder` has since asked its
-layer for `self_attn.batch_first` and handed it two hints more. Nothing of timm is patched here: a subclass puts a
-layer in its place that has the attribute and drops the hints. All that computes is timm's.
+`timm.layers.ml_decoder.MLDecoder` (1.0.31) fails on torch 2.1 and later, because `nn.TransformerDecoder` has since
+asked its layer for `self_attn.batch_first` and handed it two hints more. Nothing of timm is patched here: a subclass
+puts a layer in place that has the attribute and drops the hints. All that computes is timm's.
 
-Shape letters: B images, C feature channels, H x W positions, K classes, Q queries, G classes per query, D embed_dim.
+Shape letters: B images, C feature channels, H x W positions, T = H * W tokens, K classes, Q queries, G classes per
+query, D embed_dim.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,9 +18,8 @@ from timm.layers import ml_decoder
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainables.convert_heads import to_timm
 from trainables.ml_decoder import MLDecoder
-
-LAYER = "decoder.layers.0"
 
 
 class _Layer(ml_decoder.TransformerDecoderLayerOptimal):
@@ -28,12 +27,12 @@ class _Layer(ml_decoder.TransformerDecoderLayerOptimal):
 
     self_attn = SimpleNamespace(batch_first=False)
 
-    def forward(self, target: Tensor, memory: Tensor, **hints: Any) -> Tensor:
+    def forward(self, target: Tensor, memory: Tensor, **hints: Any) -> Tensor:  # type: ignore[override]
         return super().forward(target, memory)
 
 
 class TimmHead(ml_decoder.MLDecoder):
-    """timm's head: (B, C, H, W) -> (B, K)."""
+    """timm's head: (B, C, H, W) or (B, T, C) -> (B, K)."""
 
     def __init__(self, num_classes: int, *, in_features: int, query_num: int, embed_dim: int = 768) -> None:
         super().__init__(num_classes, query_num, embed_dim, in_features)
@@ -41,7 +40,7 @@ class TimmHead(ml_decoder.MLDecoder):
 
 
 class PullRequestHead(TimmHead):
-    """What timm's open pull request 2045 computes: the layer as it is, the loop over queries as one product."""
+    """What timm's pull request 2045, open since 2023, computes: the same layer, and one product for the loop."""
 
     def forward(self, features: Tensor) -> Tensor:
         tokens_BTC = features.flatten(2).transpose(1, 2) if features.ndim == 4 else features
@@ -55,32 +54,14 @@ class PullRequestHead(TimmHead):
 def from_ours(head: MLDecoder, kind: type[TimmHead] = TimmHead) -> TimmHead:
     """A peer with the weights, device and mode of `head`, whose feedforward width must be timm's 2048."""
     query_num, embed_dim, _ = head.group_weight.shape
-    with torch.device(head.group_bias.device):
+    with head.group_weight.device:
         peer = kind(head.num_classes, in_features=head.in_features, query_num=query_num, embed_dim=embed_dim)
-    peer.load_state_dict(in_timms_names(head.state_dict()))
+    peer.load_state_dict(to_timm(head.state_dict()))
     return peer.train(head.training)
 
 
-def in_timms_names(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights (or gradients) of our head under the names of timm's."""
-    renamed = {
-        "embed_standart.weight": ours["input_proj.weight"],
-        "embed_standart.bias": ours["input_proj.bias"],
-        "query_embed.weight": ours["queries"],
-        "duplicate_pooling": ours["group_weight"],
-        "duplicate_pooling_bias": ours["group_bias"],
-    }
-    for kind in ("weight", "bias"):
-        pair = (ours[f"query_proj.{kind}"], ours[f"key_value_proj.{kind}"])
-        renamed[f"{LAYER}.multihead_attn.in_proj_{kind}"] = torch.cat(pair)
-        renamed[f"{LAYER}.multihead_attn.out_proj.{kind}"] = ours[f"out_proj.{kind}"]
-        for name in ("norm1", "norm2", "norm3", "linear1", "linear2"):
-            renamed[f"{LAYER}.{name}.{kind}"] = ours[f"{name}.{kind}"]
-    return renamed
-
-
-class _Given(nn.Module):
-    """A decoder that has decoded already."""
+class _Decoded(nn.Module):
+    """A decoder that has done its work."""
 
     def __init__(self, decoded_QBD: Tensor) -> None:
         super().__init__()
@@ -90,7 +71,12 @@ class _Given(nn.Module):
         return self.decoded_QBD
 
 
-def loop_alone(head: TimmHead, decoded_QBD: Tensor) -> Tensor:
-    """timm's loop over the queries and nothing else of its head: (Q, B, D) -> (B, K)."""
-    head.embed_standart, head.decoder = nn.Identity(), _Given(decoded_QBD)
-    return head(decoded_QBD.new_zeros(decoded_QBD.shape[1], 1, 1))
+def loop_alone(head: TimmHead, decoded_QBD: Tensor) -> TimmHead:
+    """`head` with nothing left but its loop over queries: called with `nothing(batch)`, it answers for `decoded`."""
+    head.embed_standart, head.decoder = nn.Identity(), _Decoded(decoded_QBD)
+    return head
+
+
+def nothing(decoded_QBD: Tensor) -> Tensor:
+    """Features for `loop_alone`, which looks at their batch size only."""
+    return torch.zeros(decoded_QBD.shape[1], 1, 1, device=decoded_QBD.device)
