@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from trainables import cpu_decoder
 from trainables.decoder import Decoder
 from trainables.ml_decoder import MLDecoder
 from trainables.word_decoder import WordDecoder
@@ -25,15 +26,24 @@ def _heads() -> dict[str, Decoder]:
     return {"queries": MLDecoder(8, **SIZE).eval(), "words": WordDecoder(torch.randn(5, 6), **SIZE).eval()}
 
 
-class _Counter:
-    """Counts how often the query projection runs."""
+@pytest.fixture(autouse=True, params=["the CPU's operations", "the plain layer"])
+def counter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows with each run of the query projection, in both ways to compute it."""
+    calls: list[int] = []
+    if request.param == "the plain layer":
+        monkeypatch.setattr(cpu_decoder, "applies", lambda features: False)
+        monkeypatch.setattr(Decoder, "_noisy", _counted(Decoder._noisy, calls))
+    else:
+        monkeypatch.setattr(cpu_decoder, "_project", _counted(cpu_decoder._project, calls))
+    return calls
 
-    def __init__(self, head: Decoder) -> None:
-        self.calls = 0
-        head.query_proj.register_forward_hook(self._count)
 
-    def _count(self, *args: Any) -> None:
-        self.calls += 1
+def _counted(function: Callable[..., Any], calls: list[int]) -> Callable[..., Any]:
+    def counted(*args: Any) -> Any:
+        calls.append(1)
+        return function(*args)
+
+    return counted
 
 
 def _fresh(head: Decoder, features: Tensor) -> Tensor:
@@ -43,27 +53,25 @@ def _fresh(head: Decoder, features: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("kind", ["queries", "words"])
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_the_query_projection_runs_once_in_evaluation(kind: str, mode: Callable[[], Any]) -> None:
-    head = _heads()[kind]
-    counter, features = _Counter(head), torch.randn(3, 24, 2, 2)
+def test_the_query_projection_runs_once_in_evaluation(kind: str, mode: Callable[[], Any], counter: list[int]) -> None:
+    head, features = _heads()[kind], torch.randn(3, 24, 2, 2)
     with torch.enable_grad():
         expected = head(features).detach()
     with mode():
         for size in (3, 1, 3):
             torch.testing.assert_close(head(features[:size]), expected[:size], atol=1e-6, rtol=1e-6)
-    assert counter.calls == 2  # with gradients, and the first one without
+    assert len(counter) == 2  # with gradients, and the first one without
 
 
 @pytest.mark.parametrize("kind", ["queries", "words"])
-def test_training_and_gradients_keep_nothing(kind: str) -> None:
-    head = _heads()[kind]
-    counter, features = _Counter(head), torch.randn(2, 24, 2, 2)
+def test_training_and_gradients_keep_nothing(kind: str, counter: list[int]) -> None:
+    head, features = _heads()[kind], torch.randn(2, 24, 2, 2)
     for _ in range(2):
         head(features).sum().backward()
     with torch.no_grad():
         head.train()(features)
         head.train()(features)
-    assert counter.calls == 4
+    assert len(counter) == 4
     assert head.query_proj.weight.grad is not None
 
 

@@ -13,6 +13,7 @@ import torch
 from timm.layers import ml_decoder as timm_ml_decoder
 from torch import Tensor, nn
 
+from trainables import cpu_decoder
 from trainables.ml_decoder import MLDecoder
 
 torch.set_num_threads(1)
@@ -26,6 +27,12 @@ EMBED_DIM = 16
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, params=["the CPU's operations", "the plain layer"])
+def _both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "the plain layer":
+        monkeypatch.setattr(cpu_decoder, "applies", lambda features: False)
 
 
 def _head(num_classes: int, query_num: int | None = None, **options: Any) -> MLDecoder:

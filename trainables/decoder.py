@@ -2,7 +2,8 @@
 
 Same function as the authors' code (Alibaba-MIIL/ML_Decoder), computed differently:
 
-- attention runs in `scaled_dot_product_attention`, keys and values come from one product;
+- attention runs in `scaled_dot_product_attention`, keys and values come from one product; in float32 on a CPU,
+  outside of compilers, the whole layer in the operations that are fastest there (`cpu_decoder`);
 - what is the same for all images (without query dropout: the first norm and the query projection) is computed
   once per batch, and in evaluation once as long as the weights stay the same.
 
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainables import cpu_decoder
 from trainables.eval_cache import EvalCache
 
 
@@ -75,7 +77,10 @@ class Decoder(nn.Module):
         `sources`: the tensors of this module that the queries are computed from; None where others are among them.
         Raises ValueError on features of any other shape.
         """
-        memory_BTD = functional.relu(self.input_proj(self._tokens(features)))
+        tokens_BTC = self._tokens(features)
+        if cpu_decoder.applies(tokens_BTC):
+            return cpu_decoder.decode(self, tokens_BTC, queries, sources)
+        memory_BTD = functional.relu(self.input_proj(tokens_BTC))
         target_bQD, query_bQD = self._ask(queries, sources, memory_BTD.shape[0])
         target_BQD = self.norm2(target_bQD + self._drop(self._cross_attention(query_bQD, memory_BTD)))
         hidden_BQF = self._drop(functional.relu(self.linear1(target_BQD)))

@@ -17,6 +17,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from trainables import cpu_decoder
 from trainables.decoder import Decoder, widened, without_autocast
 from trainables.groups import distinct_query_nums, group_size, live_queries, validate_query_num
 
@@ -67,6 +68,9 @@ class MLDecoder(Decoder):
 
     def _group_projection(self, decoded_BQD: Tensor) -> Tensor:
         """(B, Q, D) -> (B, K): query q gives the logits of classes q * G to q * G + G - 1."""
+        if cpu_decoder.applies(decoded_BQD):
+            logits_BK = cpu_decoder.group_product(decoded_BQD, self.group_weight)
+            return logits_BK[:, : self.num_classes] + self.group_bias
         wide = widened(decoded_BQD)
         with without_autocast(decoded_BQD):
             logits_QBG = torch.bmm(decoded_BQD.to(wide).transpose(0, 1), self.group_weight.to(wide))
