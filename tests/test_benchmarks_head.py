@@ -16,7 +16,7 @@ from trainables.ml_decoder import MLDecoder
 torch.set_num_threads(1)
 
 CPU = torch.device("cpu")
-TINY = ["--batch", "2", "--in-features", "12", "--embed-dim", "16", "--rounds", "1", "--no-compile"]
+TINY = ["--batch", "2", "--in-features", "12", "--embed-dim", "16", "--rounds", "1", "--seconds", "0", "--no-compile"]
 
 
 def ours(num_classes: int, query_num: int) -> MLDecoder:
@@ -137,6 +137,13 @@ def test_rounds_take_turns_and_every_side_leads_once() -> None:
     measured = rounds.measure(sides, rounds=3, device=CPU, warmup=1)
     assert "".join(order) == "abc" + "abc" + "bca" + "cab"
     assert {name: len(times) for name, times in measured.times.items()} == {"a": 3, "b": 3, "c": 3}
+    order.clear()
+    rounds.measure(sides, rounds=1, device=CPU, warmup=0, least_s=0.05)
+    assert len(order) > 30
+
+
+def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:
+    assert rounds.ratio({"a": [1.0, 20.0, 3.0], "b": [2.0, 10.0, 2.0]}, "a", "b") == 1.5
 
 
 def test_the_sides_of_the_training_step_share_a_head_and_train_all_of_it() -> None:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tests.benchmarks.rounds import others_line
+from tests.benchmarks.rounds import others_line, ratio
 
 OURS, TIMM, FIXED = "ours", "timm", "timm #2045"
 COMPILED, OURS_COMPILED = "timm compiled", "ours compiled"
@@ -28,14 +28,9 @@ class Row:
     """Side -> why it did not run."""
     others: float | None
 
-    @property
-    def medians(self) -> dict[str, float]:
-        """Side -> seconds."""
-        return {side: statistics.median(values) for side, values in self.times.items()}
-
-    def ratio(self, side: str = TIMM) -> float:
-        """That side's time over ours."""
-        return self.medians[side] / self.medians[OURS]
+    def gain(self, side: str = OURS) -> float:
+        """timm's time over that side's."""
+        return ratio(self.times, TIMM, side)
 
 
 @dataclass(frozen=True)
@@ -57,7 +52,7 @@ def verdicts(rows: Sequence[Row], device_type: str) -> list[Verdict]:
     """One for each mode that was measured."""
     found = []
     for mode in MODES:
-        if ratios := [row.ratio() for row in rows if row.mode == mode]:
+        if ratios := [row.gain() for row in rows if row.mode == mode]:
             target = TARGETS["cpu" if device_type == "cpu" else "cuda"][mode]
             found.append(Verdict(mode, statistics.geometric_mean(ratios), min(ratios), target))
     return found
@@ -83,5 +78,4 @@ def table(rows: Sequence[Row], found: Sequence[Verdict], what: str, machine: str
 def _cell(row: Row, side: str) -> str:
     if side in row.missing:
         return "not run"
-    median = row.medians[side]
-    return f"{1000 * median:.2f} ({row.medians[TIMM] / median:.2f}x)"
+    return f"{1000 * statistics.median(row.times[side]):.2f} ({row.gain(side):.2f}x)"

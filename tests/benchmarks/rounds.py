@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import statistics
@@ -28,19 +29,26 @@ class Measured:
     others: float | None
     """Share of the machine's processors that other processes used meanwhile; None where that cannot be told."""
 
-    @property
-    def medians(self) -> dict[str, float]:
-        """Side -> seconds."""
-        return {name: statistics.median(values) for name, values in self.times.items()}
+
+def ratio(times: Mapping[str, Sequence[float]], one: str, other: str) -> float:
+    """`one`'s time over `other`'s: the median over the rounds, in each of which both met the same machine."""
+    return statistics.median(a / b for a, b in zip(times[one], times[other], strict=True))
 
 
 def measure(
-    sides: Mapping[str, Run], *, rounds: int, device: torch.device, repeats: int = 1, warmup: int = 2
+    sides: Mapping[str, Run],
+    *,
+    rounds: int,
+    device: torch.device,
+    least_s: float = 0.0,
+    repeats: int = 1,
+    warmup: int = 2,
 ) -> Measured:
     """Time each side once a round: A B C, B C A, C A B, ... Each time is the mean of `repeats` runs in a row.
 
     The turn shifts, so that what a side leaves behind (a hot processor, a swept cache) falls on all others alike.
-    On a GPU a time ends when the device has finished; `repeats` spreads that wait over several runs.
+    On a GPU a time ends when the device has finished; `repeats` spreads that wait over several runs. There are at
+    least `rounds` rounds, and as many as fit into `least_s` seconds: a neighbour's busy second must not decide.
     """
     for run in sides.values():
         for _ in range(warmup):
@@ -48,7 +56,9 @@ def measure(
     times: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)
     machine_before, own_before, started = machine_cpu_s(), time.process_time(), time.perf_counter()
-    for number in range(rounds):
+    for number in itertools.count():
+        if number >= rounds and time.perf_counter() - started >= least_s:
+            break
         first = number % len(names)
         for name in names[first:] + names[:first]:
             times[name].append(_seconds(sides[name], device, repeats))

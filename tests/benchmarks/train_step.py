@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.benchmarks import timm_head
-from tests.benchmarks.rounds import Run, machine_line, measure, others_line, why_not
+from tests.benchmarks.rounds import Run, machine_line, measure, others_line, ratio, why_not
 from trainables.classifier import build
 from trainables.config import LossConfig, ModelConfig, OptimConfig
 from trainables.losses import build_loss
@@ -60,7 +60,7 @@ class Result:
         return self.batch / statistics.median(self.times[side])
 
     def share_of_pooling(self, side: str) -> float:
-        return self.images_per_s(side) / self.images_per_s(POOLING)
+        return ratio(self.times, POOLING, side)
 
 
 @dataclass(frozen=True)
