@@ -80,7 +80,15 @@ def test_a_sweep_asks_with_words_and_judges_unseen_classes(
     tmp_path: Path, ray_session: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     small = ["data.digits.train_images=200", "data.digits.val_images=80", "data.image_size=32", "data.digits.side=32"]
-    words = ["digits_zero_shot", *small, *SMALL, "train.epochs=2", "sweep.trials=2", f"output.root={tmp_path / 'runs'}"]
+    words = [
+        "digits_zero_shot",
+        *small,
+        *SMALL,
+        "train.epochs=2",
+        "sweep.trials=2",
+        "sweep.pruner.name=none",
+        f"output.root={tmp_path / 'runs'}",
+    ]
     assert request.run(lambda: sweep.main(words)) == 0
     folder, rows, epochs = results(tmp_path / "runs")
     assert [row["state"] for row in rows] == ["complete"] * 2
